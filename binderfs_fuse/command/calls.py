@@ -1,0 +1,121 @@
+"""System calls that Python 3.11 does not offer, each raising `OSError` as ``os`` does."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import platform
+import signal
+import struct
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+# <linux/sched.h>
+CLONE_NEWNS: Final = 0x00020000
+CLONE_NEWUSER: Final = 0x10000000
+
+# <linux/prctl.h>
+_PR_SET_PDEATHSIG: Final = 1
+_PR_SET_NAME: Final = 15
+_PR_SET_CHILD_SUBREAPER: Final = 36
+
+_SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
+
+_SI_KERNEL: Final = 0x80
+_SIGINFO_SIZE: Final = 128
+
+_libc = ctypes.CDLL(None, use_errno=True)
+
+
+def _checked(result: int) -> int:
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def unshare(flags: int) -> None:
+    """Leave what `flags` (CLONE_) name for something of one's own."""
+    _checked(_libc.unshare(flags))
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Enter the namespace, of this kind (CLONE_), that a descriptor names."""
+    _checked(_libc.setns(descriptor, kind))
+
+
+def die_with_parent(number: int) -> None:
+    """Get a signal when the thread that forked this process ends."""
+    _checked(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
+
+
+def adopt_orphans() -> None:
+    """Become the parent of descendants whose own parents end."""
+    _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
+
+
+def children() -> list[int]:
+    """Return the ids of this process's children."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            with contextlib.suppress(OSError):
+                # The second field, a name in parentheses, may have blanks and parentheses in it.
+                parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[1]
+                if int(parent) == os.getpid():
+                    found.append(int(entry.name))
+    return found
+
+
+def name_process(name: str) -> None:
+    """Set what ``ps`` and ``/proc/PID/comm`` call this process: up to 15 bytes."""
+    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0))
+
+
+def seccomp(operation: int, flags: int, argument: ctypes.c_void_p) -> int:
+    """Do one of the SECCOMP_ operations. Raises NotImplementedError on a machine where its number is not known."""
+    number = _SYS_SECCOMP.get(platform.machine())
+    if number is None:
+        raise NotImplementedError(f"seccomp on {platform.machine()}")
+    return _checked(_libc.syscall(number, operation, flags, argument))
+
+
+@dataclass(frozen=True, slots=True)
+class Signal:
+    """A signal that came; `from_terminal` means that the whole foreground process group got it."""
+
+    number: int
+    from_terminal: bool
+
+
+class SignalQueue:
+    """Blocks signals, and is readable (poll it) while there are any to `take`."""
+
+    def __init__(self, numbers: Iterable[int]) -> None:
+        self._before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers)
+        bits = sum(1 << number - 1 for number in numbers)
+        mask = ctypes.c_uint64(bits)
+        # SFD_CLOEXEC and SFD_NONBLOCK are O_CLOEXEC and O_NONBLOCK.
+        self._descriptor = _checked(_libc.signalfd(-1, ctypes.byref(mask), os.O_CLOEXEC | os.O_NONBLOCK))
+
+    def fileno(self) -> int:
+        """Return what to poll."""
+        return self._descriptor
+
+    def take(self) -> list[Signal]:
+        """Return the signals that have come."""
+        try:
+            data = os.read(self._descriptor, 64 * _SIGINFO_SIZE)
+        except BlockingIOError:
+            return []
+        infos = (struct.unpack_from("=Iii", data, start) for start in range(0, len(data), _SIGINFO_SIZE))
+        return [Signal(number, code == _SI_KERNEL) for number, _, code in infos]
+
+    def unblock(self) -> None:
+        """Put this thread's signal mask back as it was, as for a child to inherit."""
+        signal.pthread_sigmask(signal.SIG_SETMASK, self._before)

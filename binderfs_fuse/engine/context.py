@@ -1,0 +1,149 @@
+"""The engine of a mount, its contexts, and the tasks that call it.
+
+A **context** is one device: processes that opened different devices do not see each other. The **engine** is what the
+contexts of one mount share: the numbering of everything (`debug_id`), the counters, the list of processes, the rings
+of the transaction logs.
+
+Invariant: `engine.lock` is held by whoever calls anything in this package.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from errno import EMFILE, ENFILE
+from typing import TYPE_CHECKING, Any
+
+from binderfs_fuse.engine import stats
+from binderfs_fuse.engine.limits import Account, Limits
+from binderfs_fuse.engine.logs import Logs
+from binderfs_fuse.engine.priority import NORMAL
+from binderfs_fuse.engine.process import Process
+from binderfs_fuse.engine.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from binderfs_fuse.engine.effects import Region, Wait
+    from binderfs_fuse.engine.node import Node
+    from binderfs_fuse.engine.priority import Scheduling
+    from binderfs_fuse.engine.transaction import LogEntry
+    from binderfs_fuse.engine.work import Work
+
+# Entries that each transaction log keeps.
+LOG_ENTRIES = 32
+
+
+class Task:
+    """Who calls: thread `tid` of process `pid`, with effective user `euid` and the `nice` value it has now.
+
+    `scheduling` is its policy and priority; only an engine with Android's priorities looks at it.
+    """
+
+    __slots__ = ("euid", "nice", "pid", "scheduling", "tid")
+
+    def __init__(
+        self, tid: int, pid: int, euid: int = 0, nice: int = 0, scheduling: Scheduling = (NORMAL, 120)
+    ) -> None:
+        self.tid = tid
+        self.pid = pid
+        self.euid = euid
+        self.nice = nice
+        self.scheduling = scheduling
+
+
+class Context:
+    """One device, called `name`; `manager` is the node that handle 0 means, or None."""
+
+    __slots__ = ("engine", "manager", "manager_euid", "name")
+
+    def __init__(self, engine: Engine, name: str) -> None:
+        self.engine = engine
+        self.name = name
+        self.manager: Node | None = None
+        # The first context manager's user: no other one's may follow it.
+        self.manager_euid: int | None = None
+
+    def open(
+        self,
+        pid: int,
+        euid: int,
+        region: Region,
+        *,
+        nice: int = 0,
+        pid_namespace: int = 0,
+        pids: dict[int, int] | None = None,
+        scheduling: Scheduling = (NORMAL, 120),
+    ) -> Process:
+        """Open the device for process `pid`.
+
+        `pids` are its pids by pid namespace, as far as it is nested; left out, all processes share one namespace.
+        Raises `OSError`: EMFILE or ENFILE, see limits.py.
+        """
+        engine = self.engine
+        account = engine.accounts.get(euid)
+        if account is None:
+            account = engine.accounts[euid] = Account()
+        if account.opens >= engine.limits.user_opens:
+            raise OSError(EMFILE, "too many opens of this user")
+        if sum(each.opens for each in engine.accounts.values()) >= engine.limits.opens:
+            raise OSError(ENFILE, "too many opens")
+        process = Process(self, pid, euid, region, nice, pid_namespace, pids or {}, scheduling, account)
+        engine.processes[process] = None
+        engine.stats.created[stats.PROC] += 1
+        return process
+
+
+class Engine:
+    """The driver of one mount; `clock` gives nanoseconds that only grow.
+
+    With `android_priority`, calls carry scheduler policies as in Android's common kernel, not only nice values.
+    """
+
+    def __init__(
+        self, clock: Callable[[], int], *, android_priority: bool = False, limits: Limits | None = None
+    ) -> None:
+        self.android_priority = android_priority
+        self.limits = limits or Limits()
+        # By euid; one that holds nothing is forgotten.
+        self.accounts: dict[int, Account] = {}
+        self.lock = threading.Lock()
+        self.clock = clock
+        self.stats = Stats()
+        # A dict for its order: the driver lists the newest process, and the newest dead node, first.
+        self.processes: dict[Process, None] = {}
+        self.dead_nodes: dict[Node, None] = {}
+        self.contexts: dict[str, Context] = {}
+        self.transaction_log: deque[LogEntry] = deque(maxlen=LOG_ENTRIES)
+        self.failed_transaction_log: deque[LogEntry] = deque(maxlen=LOG_ENTRIES)
+        # For the shell: waits to resume, processes whose pollers are to look again, processes that are over.
+        self.ready: list[Wait] = []
+        self.poll_ready: dict[Process, None] = {}
+        self.freed: list[Process] = []
+        self.logs = Logs(self)
+        self._last_id = 0
+
+    def next_debug_id(self) -> int:
+        """The next number; nodes, refs and transactions share them."""
+        self._last_id += 1
+        return self._last_id
+
+    def add_context(self, name: str) -> Context:
+        """Make a device; `name` is up to 255 bytes."""
+        context = self.contexts[name] = Context(self, name)
+        return context
+
+    def remove_context(self, context: Context) -> None:
+        """The device is gone; those who have it open go on."""
+        del self.contexts[context.name]
+
+    def unmapped(self) -> list[Process]:
+        """Processes whose mapping is not known: the logs show it, so look it up before (`Process.map`)."""
+        return [process for process in self.processes if process.allocation is None]
+
+    def cancel_all(self, queue: deque[Any]) -> None:
+        """Release a list of work that nobody will read."""
+        while queue:
+            work: Work = queue.popleft()
+            work.queue = None
+            work.cancel(self)

@@ -1,0 +1,196 @@
+"""What a step asks of the machine, and what it leaves behind.
+
+The engine does no I/O. Where the kernel's driver would copy from user memory, sleep, or look at a task, a step yields
+one of these effects; the shell performs it *without* the engine's lock and sends the answer back into the step. When
+is done, the last thing that it yields is its `Outcome`, and the shell lets go of it. (Were that its return value, each
+step would end in a StopIteration, for which compiled code makes a traceback: 7 % of the server's work for a call.)
+
+Invariants:
+- Every effect is answered exactly once, and concerns the task whose request the step serves (`FindMapping` alone
+  names another process, and touches none of its memory).
+- Between a yield and its answer any other step may run: what a step knows about shared state must be looked up again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+
+if TYPE_CHECKING:
+    from binderfs_fuse.engine.priority import Scheduling
+    from binderfs_fuse.engine.process import Process
+
+
+class Region(Protocol):
+    """A receive region: the pages that one open's `mmap` shows to its client.
+
+    Offsets and sizes are in bytes; the engine never reads a region, since its client may have written to it.
+    """
+
+    def store(self, offset: int, data: bytes | bytearray) -> None:
+        """Put `data` at `offset`; the pages are present (`Populate` came first)."""
+
+
+class File(Protocol):
+    """A reference to somebody's open file, owned by the engine until it hands it over in an `Outcome`."""
+
+    def close(self) -> None:
+        """Drop the reference; called exactly once."""
+
+
+class CopyIn:
+    """Read `size` bytes at `address` of the caller; answered with the bytes up to the first fault."""
+
+    __slots__ = ("address", "size")
+
+    def __init__(self, address: int, size: int) -> None:
+        self.address = address
+        self.size = size
+
+
+class CopyOut:
+    """Write `data` at `address` of the caller; answered with the number of bytes written."""
+
+    __slots__ = ("address", "data")
+
+    def __init__(self, address: int, data: bytes) -> None:
+        self.address = address
+        self.data = data
+
+
+class CopyToBuffer:
+    """Copy `size` bytes at `address` of the caller to `offset` of a region, once; answered with the bytes copied."""
+
+    __slots__ = ("address", "offset", "region", "size")
+
+    def __init__(self, address: int, size: int, region: Region, offset: int) -> None:
+        self.address = address
+        self.size = size
+        self.region = region
+        self.offset = offset
+
+
+class FindMapping:
+    """Ask where `process` has mapped its device; answered with (address, size in bytes) or None."""
+
+    __slots__ = ("process",)
+
+    def __init__(self, process: Process) -> None:
+        self.process = process
+
+
+class Populate:
+    """Make `size` bytes at `offset` of a region present (whole pages); answered with 0 or a negative errno."""
+
+    __slots__ = ("offset", "region", "size")
+
+    def __init__(self, region: Region, offset: int, size: int) -> None:
+        self.region = region
+        self.offset = offset
+        self.size = size
+
+
+class GetFile:
+    """Take a reference to descriptor `fd` of the caller; answered with a `File` or a negative errno."""
+
+    __slots__ = ("fd",)
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+
+
+class FindRoom:
+    """Ask whether the caller has numbers free for `count` more descriptors; answered with 0 or -EMFILE."""
+
+    __slots__ = ("count",)
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+
+
+class GetSecurityContext:
+    """Ask for the caller's security label; answered with its bytes, no NUL, or a negative errno."""
+
+    __slots__ = ()
+
+
+class SetNice:
+    """Give the caller's thread a nice value in -20..19; answered with the one that it then has."""
+
+    __slots__ = ("nice",)
+
+    def __init__(self, nice: int) -> None:
+        self.nice = nice
+
+
+class SetScheduling:
+    """Give the caller's thread a scheduler policy and priority (see priority.py); answered with what it then has."""
+
+    __slots__ = ("scheduling",)
+
+    def __init__(self, scheduling: Scheduling) -> None:
+        self.scheduling = scheduling
+
+
+class Wait:
+    """Park the step until `Engine.ready` names this very object.
+
+    Answered with 0 when woken; -EINTR for a signal; -EAGAIN where the descriptor turns out to be non-blocking;
+    -ETIMEDOUT after `timeout_ms` milliseconds, where that is not None. `parked` is the engine's: true from the yield
+    until the wake-up.
+    `owner` is the shell's, to find the parked request again.
+    """
+
+    __slots__ = ("owner", "parked", "timeout_ms")
+
+    def __init__(self, timeout_ms: int | None = None) -> None:
+        self.timeout_ms = timeout_ms
+        self.parked = False
+        self.owner: Any = None
+
+
+@final
+class Outcome:
+    """What a finished step tells the shell to do.
+
+    `error`      0 or a negative errno: the ioctl's result.
+    `argument`   bytes to lay over the ioctl's argument (also with an error), or b"".
+    `data`       bytes to store at `address` in the caller's memory. If they cannot be stored whole, the shell runs
+                 `Process.undeliver` and takes that step's outcome instead.
+    `files`      [(File, Region, offset)]: descriptors to install in the caller, close-on-exec; each number goes into
+    the region
+                 as an unsigned 32-bit integer. Then `Process.installed`, or on failure `Process.install_failed`.
+    `closes`     descriptor numbers to close in the caller.
+    `buffers`    [(Region, offset, size)]: what clients are to see anew: cleared, and last what this delivers.
+    """
+
+    __slots__ = ("address", "argument", "buffers", "closes", "data", "error", "files")
+
+    files: Sequence[tuple[File, Region, int]]
+    closes: Sequence[int]
+    buffers: Sequence[tuple[Region, int, int]]
+
+    def __init__(self, error: int = 0, argument: bytes = b"", address: int = 0, data: bytes | bytearray = b"") -> None:
+        self.error = error
+        self.argument = argument
+        self.address = address
+        self.data = data
+        self.files = ()
+        self.closes = ()
+        self.buffers = ()
+
+
+Effect: TypeAlias = (
+    CopyIn
+    | CopyOut
+    | CopyToBuffer
+    | FindMapping
+    | Populate
+    | GetFile
+    | FindRoom
+    | GetSecurityContext
+    | SetNice
+    | SetScheduling
+    | Wait
+)
+Step: TypeAlias = Generator[Effect | Outcome, Any, None]

@@ -1,0 +1,219 @@
+"""Freezing a process, and telling those who hold references to its nodes.
+
+A frozen process gets no synchronous transactions (BR_FROZEN_REPLY) and its one-way ones wait
+(BR_TRANSACTION_PENDING_FROZEN). A ref may ask to be told: `Freeze` is that notification. Once delivered it stands in
+`process.delivered_freeze` until BC_FREEZE_NOTIFICATION_DONE; a change in between sets `resend`.
+
+Sources: Linux 7.3 binder.c `binder_ioctl_freeze`, `binder_add_freeze_work`, `binder_*_freeze_notification`.
+"""
+
+from __future__ import annotations
+
+from errno import EAGAIN, EINVAL, ETIMEDOUT
+from typing import TYPE_CHECKING, Any, Final
+
+from binderfs_fuse import uapi
+from binderfs_fuse.engine import stats
+from binderfs_fuse.engine.effects import Outcome, Wait
+from binderfs_fuse.engine.work import Work
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+
+    from binderfs_fuse.engine.context import Engine
+    from binderfs_fuse.engine.effects import Effect
+    from binderfs_fuse.engine.process import Process
+    from binderfs_fuse.engine.thread import Thread
+
+
+_MILLISECOND: Final = 1_000_000  # in nanoseconds
+
+
+class Freeze(Work):
+    """A freeze notification of a ref in `process`; `cleared` once user space has asked for its end."""
+
+    __slots__ = ("cleared", "cookie", "is_frozen", "process", "reader", "resend", "sent")
+
+    def __init__(self, process: Process, cookie: int) -> None:
+        self.queue = None
+        self.process = process
+        self.cookie = cookie
+        self.cleared = False
+        self.is_frozen = False
+        self.sent = False
+        self.resend = False
+        # Who was told last.
+        self.reader: Thread | None = None
+        process.engine.stats.created[stats.FREEZE] += 1
+        process.account.objects += 1
+
+    def deliver(self, thread: Thread, out: bytearray) -> bool:
+        process = thread.process
+        self.reader = thread
+        if self.cleared:
+            process.engine.stats.deleted[stats.FREEZE] += 1
+            process.account.objects -= 1
+            command = uapi.BR_CLEAR_FREEZE_NOTIFICATION_DONE
+            out += command.to_bytes(4, "little")
+            out += self.cookie.to_bytes(8, "little")
+        else:
+            self.sent = True
+            self.queue = process.delivered_freeze
+            process.delivered_freeze.append(self)
+            command = uapi.BR_FROZEN_BINDER
+            out += command.to_bytes(4, "little")
+            out += uapi.binder_frozen_state_info.pack(self.cookie, self.is_frozen, 0)
+        process.count_return(command)
+        # The recipient of a change may want to send a transaction: let it.
+        return not self.cleared
+
+    def undo(self, thread: Thread) -> None:
+        if self.reader is not thread:
+            return
+        if self.queue is self.process.delivered_freeze:
+            self.sent = self.resend = False
+            self.dequeue()
+        elif self.cleared and self.queue is None:
+            self.process.engine.stats.deleted[stats.FREEZE] -= 1
+            self.process.account.objects += 1
+        else:
+            return
+        thread.requeue(self)
+
+    def cancel(self, engine: Engine) -> None:
+        assert self.cleared  # else its ref has taken it off the list
+        engine.stats.deleted[stats.FREEZE] += 1
+        self.process.account.objects -= 1
+
+
+def request_notification(process: Process, handle: int, cookie: int) -> int:
+    """BC_REQUEST_FREEZE_NOTIFICATION: 0, or -EINVAL for an unknown handle or a second request."""
+    ref = process.ref(handle, strong=False)
+    if ref is None or ref.freeze is not None:
+        return -EINVAL
+    freeze = ref.freeze = Freeze(process, cookie)
+    if ref.node.process is not None:
+        freeze.is_frozen = ref.node.process.is_frozen
+        process.enqueue(freeze)
+        process.wake_up()
+    return 0
+
+
+def clear_notification(process: Process, handle: int, cookie: int) -> int:
+    """BC_CLEAR_FREEZE_NOTIFICATION: 0, or -EINVAL for an unknown handle, no notification, or another cookie."""
+    ref = process.ref(handle, strong=False)
+    if ref is None or ref.freeze is None or ref.freeze.cookie != cookie:
+        return -EINVAL
+    freeze = ref.freeze
+    ref.freeze = None
+    freeze.cleared = True
+    if freeze.queue is None:
+        process.enqueue(freeze)
+        process.wake_up()
+    elif freeze.sent:
+        freeze.resend = True
+    return 0
+
+
+def notification_done(process: Process, cookie: int) -> int:
+    """BC_FREEZE_NOTIFICATION_DONE: 0, or -EINVAL if nothing delivered has this cookie."""
+    for freeze in process.delivered_freeze:
+        if freeze.cookie == cookie:
+            break
+    else:
+        return -EINVAL
+    freeze.dequeue()
+    freeze.sent = False
+    if freeze.resend:
+        freeze.resend = False
+        process.enqueue(freeze)
+        process.wake_up()
+    return 0
+
+
+def tell_refs(process: Process, *, is_frozen: bool) -> None:
+    """Queue a notification for every ref to a node of `process` that asked (`binder_add_freeze_work`)."""
+    for _, node in sorted(process.nodes.items()):
+        for ref in reversed(node.refs):
+            freeze = ref.freeze
+            if freeze is None:
+                continue
+            if freeze.queue is None:
+                freeze.is_frozen = is_frozen
+                ref.process.enqueue(freeze)
+                ref.process.wake_up()
+            else:
+                if freeze.sent and freeze.is_frozen != is_frozen:
+                    freeze.resend = True
+                freeze.is_frozen = is_frozen
+        # Taking the node and letting go of it, as the driver does on its walk, can make work of its own.
+        node.tmp_refs += 1
+        node.put()
+
+
+def ioctl_freeze(thread: Thread, argument: bytes) -> Generator[Effect, Any, Outcome]:
+    """BINDER_FREEZE: freeze or thaw every open of a process.
+
+    0; -EINVAL for a pid without an open; -EAGAIN if transactions are pending after `timeout_ms`; -EINTR.
+    """
+    pid, enable, timeout_ms = uapi.binder_freeze_info.unpack(argument)
+    engine = thread.process.engine
+    targets = [process for process in reversed(engine.processes) if process.pid == pid]
+    if not targets:
+        return Outcome(-EINVAL)
+    for target in targets:
+        target.tmp_ref += 1
+    error = 0
+    for target in targets:
+        if not error:
+            error = yield from _freeze(target, enable=bool(enable), timeout_ms=timeout_ms)
+        target.drop_tmp_ref()
+    return Outcome(error)
+
+
+def _freeze(target: Process, *, enable: bool, timeout_ms: int) -> Generator[Effect, Any, int]:
+    target.sync_recv = False
+    target.async_recv = False
+    target.is_frozen = enable
+    if not enable:
+        tell_refs(target, is_frozen=False)
+        return 0
+    error = 0
+    if timeout_ms and target.outstanding_transactions:
+        clock = target.engine.clock
+        end = clock() + timeout_ms * _MILLISECOND
+        wait = Wait()
+        target.freeze_waits.append(wait)
+        while target.outstanding_transactions:
+            # A one-way call may have come between the wake-up and now.
+            wait.timeout_ms = max(0, end - clock()) // _MILLISECOND
+            wait.parked = True
+            error = yield wait
+            wait.parked = False
+            if error:
+                break
+        target.freeze_waits.remove(wait)
+        if error == -ETIMEDOUT:
+            error = 0
+    if not error and target.has_pending_transactions():
+        error = -EAGAIN
+    if error:
+        target.is_frozen = False
+    else:
+        tell_refs(target, is_frozen=True)
+    return error
+
+
+def get_frozen_info(thread: Thread, argument: bytes) -> Outcome:
+    """BINDER_GET_FROZEN_INFO: what a frozen process has missed, over all its opens; -EINVAL for an unknown pid."""
+    pid, _, _ = uapi.binder_frozen_status_info.unpack(argument)
+    sync_recv = async_recv = 0
+    found = False
+    for process in thread.process.engine.processes:
+        if process.pid == pid:
+            found = True
+            sync_recv |= process.sync_recv | process.has_pending_transactions() << 1
+            async_recv |= process.async_recv
+    if not found:
+        return Outcome(-EINVAL)
+    return Outcome(0, uapi.binder_frozen_status_info.pack(pid, sync_recv, async_recv))

@@ -1,0 +1,329 @@
+"""The channel: it owns /dev/fuse, and splits what comes from there into two planes.
+
+Theory of operation
+-------------------
+The **device plane** (`device.py`: IOCTL, POLL, INTERRUPT and reads of a device) is answered by the thread that reads
+it. Everything else is the **tree plane**: it goes to pyfuse3 over one end of a pair of sockets that keep message
+boundaries. pyfuse3 takes the other end, as mountpoint ``/dev/fd/N``, for /dev/fuse itself. A pump carries its replies
+back, and amends two kinds:
+
+- INIT, so that what is negotiated is what the two planes can do together: nothing is spliced (a socket cannot be), no
+  write is longer than a page (nobody writes here), and backing files are asked for where regions may be passed through.
+- OPEN of a device, so that the client's mmap maps the open's memfd (`host/region.py`): FOPEN_PASSTHROUGH and the
+backing
+  id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
+
+INTERRUPT never goes to pyfuse3, which could do nothing with it: what the tree does is soon done.
+
+One LOOKUP at a time goes to pyfuse3, of those that wait the **newest** first. Each open of a device has an inode of its
+own, so of N processes that open at once each finds that the answer under way names another one's file, and asks again:
+in the order of their coming that makes some N * N of them, 25 s for 1,000 processes. The newest one's process finds
+nothing to doubt. So that none waits forever, every eighth turn is the oldest one's.
+
+Whether the kernel passes through shows when INIT has been answered: a backing file is tried at once. It needs Linux 6.9
+and CAP_SYS_ADMIN outside of any user namespace.
+
+Invariants
+----------
+- Only this process has /dev/fuse open. When it dies, the kernel fails every request and every one to come.
+- Every request gets exactly one reply: from the device plane, or from pyfuse3, or, should code of this package raise,
+-EIO.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import socket
+import sys
+import threading
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final
+
+from binderfs_fuse import uapi
+from binderfs_fuse._system import ffi, lib
+from binderfs_fuse.fuse.lane import Crew
+from binderfs_fuse.host.region import Kind
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from binderfs_fuse.fuse.device import DevicePlane
+    from binderfs_fuse.fuse.lane import Answer, Lane
+
+_log = logging.getLogger(__name__)
+
+_MESSAGE_ROOM: Final = (1 << 20) + 4096
+_SOCKET_BUFFER: Final = 8 << 20
+_SO_SNDBUFFORCE: Final = 32
+_MAX_WRITE: Final = 4096
+_SHORT: Final[int] = lib.EVENT_SHORT
+_FLAG2_PASSTHROUGH: Final = uapi.FUSE_PASSTHROUGH >> 32
+# So often is it the turn of the LOOKUP that has waited longest.
+_FAIR_TURN: Final = 8
+# A thread that computes lets go of the interpreter after this many seconds if another one wants it.
+_SWITCH_INTERVAL: Final = 0.0005
+
+# What the kernel offers and is not taken up: see the theory of operation; MAX_PAGES keeps messages below 128 KiB.
+_REFUSED: Final = (
+    uapi.FUSE_SPLICE_READ
+    | uapi.FUSE_SPLICE_WRITE
+    | uapi.FUSE_SPLICE_MOVE
+    | uapi.FUSE_WRITEBACK_CACHE
+    | uapi.FUSE_MAX_PAGES
+)
+
+_IN_SIZE: Final = uapi.fuse_in_header.size
+_OUT_SIZE: Final = uapi.fuse_out_header.size
+_FLAGS_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags"]
+_FLAGS2_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags2"]
+_INIT_OUT: Final = {name: _OUT_SIZE + offset for name, offset in uapi.fuse_init_out.offsets.items()}
+_OPEN_OUT: Final = {name: _OUT_SIZE + offset for name, offset in uapi.fuse_open_out.offsets.items()}
+
+
+def _get(message: memoryview | bytearray | bytes, offset: int, size: int = 4) -> int:
+    return int.from_bytes(message[offset : offset + size], sys.byteorder)
+
+
+def _put(message: memoryview | bytearray, offset: int, value: int) -> None:
+    message[offset : offset + 4] = value.to_bytes(4, sys.byteorder)
+
+
+class Channel:
+    """All traffic of one mount, over `fuse_fd`, which it takes over.
+
+    `tree_fd` is for pyfuse3 to take over. Nothing is read before `start`. `closed` is set when the connection has
+    ended; `hang_up`, which one may replace, is called then, by a thread of the channel. It makes pyfuse3's main loop
+    raise `OSError`.
+    """
+
+    def __init__(self, fuse_fd: int, devices: DevicePlane) -> None:
+        self._fuse_fd = fuse_fd
+        os.set_inheritable(fuse_fd, False)
+        # For ever: a thread that is stuck may come back to it at any time.
+        self.core: Any = lib.channel_create(fuse_fd)
+        if self.core == ffi.NULL:
+            raise MemoryError
+        self._devices = devices
+        self.crew = Crew(self.core, self._lead, devices.look, devices.restore, devices.blame)
+        self._handlers = devices.attach(self)
+        self._ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        for end in (self._ours, theirs):
+            _widen(end)
+        self.tree_fd = theirs.detach()
+        self._pump_thread = threading.Thread(target=self._pump, name="binder-pump", daemon=True)
+        # Whose replies are to be amended: INIT, with the second half of the flags offered; OPEN, by `unique`.
+        self._offered: int | None = None
+        self._opening: set[int] = set()
+        # The LOOKUP that pyfuse3 has, by `unique`, or 0; those that wait, in the order of their coming.
+        self._lookup = 0
+        self._lookups: deque[tuple[int, bytes]] = deque()
+        self._turn = 0
+        self._lookups_guard = threading.Lock()
+        self.closed = threading.Event()
+        self.hang_up: Callable[[], object] = self._hang_up
+
+    def start(self) -> None:
+        """Start to answer."""
+        sys.setswitchinterval(_SWITCH_INTERVAL)
+        self._pump_thread.start()
+        self.crew.start()
+
+    def stop(self) -> None:
+        """Stop to answer, after the mount has gone: end what threads can be ended, and pyfuse3's main loop.
+
+        The descriptors are closed unless a thread is stuck, which could find something else under their numbers.
+        """
+        self.closed.set()
+        self._hang_up()
+        ended = self.crew.stop()
+        self._pump_thread.join()
+        self._ours.close()
+        if ended and self._fuse_fd >= 0:
+            os.close(self._fuse_fd)
+            self._fuse_fd = -1
+
+    def _hang_up(self) -> None:
+        with contextlib.suppress(OSError):
+            self._ours.shutdown(socket.SHUT_RDWR)
+
+    # From the kernel.
+
+    def _lead(self, lane: Lane) -> bool:
+        """Serve requests as the leader until another lane leads (true) or the connection is gone (false)."""
+        pointer = lane.pointer
+        receive = lib.lane_receive
+        exchange = lib.lane_exchange
+        handlers = self._handlers
+        relay = self.relay
+        lane.leads = True
+        answer = self._devices.work_off(lane, None)
+        while True:
+            event: int = receive(pointer) if answer is None else exchange(pointer, *answer)
+            # Closed or demoted.
+            if event < 0 and event != _SHORT:
+                break
+            try:
+                answer = handlers.get(event, relay)(lane)
+            except Exception:  # noqa: BLE001 - no request may go unanswered
+                _log.exception("%s failed", uapi.OPCODE_NAMES.get(lane.fields.opcode, lane.fields.opcode))
+                answer = plain(lane.fields.unique, -errno.EIO)
+        lane.leads = False
+        if event == lib.EVENT_CLOSED:
+            if lane.fields.error not in (errno.ENODEV, errno.ECONNABORTED):
+                _log.error("reading from /dev/fuse: %s", os.strerror(lane.fields.error))
+            self.closed.set()
+            self.hang_up()
+            return False
+        return True
+
+    def relay(self, lane: Lane) -> None:
+        """Hand the request at hand to pyfuse3."""
+        fields = lane.fields
+        message: bytes | bytearray = lane.message[: fields.length]
+        opcode = fields.opcode
+        if opcode == uapi.FUSE_OPEN:
+            self._opening.add(fields.unique)
+        elif opcode == uapi.FUSE_INIT:
+            message = self._offer(bytearray(message))
+        elif opcode == uapi.FUSE_LOOKUP:
+            with self._lookups_guard:
+                if self._lookup:
+                    self._lookups.append((fields.unique, lane.message[: fields.length]))
+                    return
+                self._lookup = fields.unique
+        if not self._send(fields.unique, message) and opcode == uapi.FUSE_LOOKUP:
+            self._look_up_next()
+
+    def _send(self, unique: int, message: bytes | bytearray) -> bool:
+        """Send pyfuse3 a request; false where it has left, which is answered."""
+        try:
+            self._ours.send(message)
+        except OSError:
+            # (FORGET waits for no answer; the kernel ignores one.)
+            self.answer(plain(unique, -errno.ENODEV))
+            return False
+        return True
+
+    def _look_up_next(self) -> None:
+        """Send pyfuse3 the next LOOKUP, if any waits: it has none now."""
+        while True:
+            with self._lookups_guard:
+                if not self._lookups:
+                    self._lookup = 0
+                    return
+                self._turn += 1
+                unique, message = self._lookups.pop() if self._turn % _FAIR_TURN else self._lookups.popleft()
+                self._lookup = unique
+            if self._send(unique, message):
+                return
+
+    def _offer(self, message: bytearray) -> bytearray:
+        """Leave only what we can do in what the kernel offers."""
+        flags = _get(message, _FLAGS_IN)
+        self._offered = _get(message, _FLAGS2_IN) if flags & uapi.FUSE_INIT_EXT else 0
+        _put(message, _FLAGS_IN, flags & ~_REFUSED)
+        return message
+
+    # From pyfuse3.
+
+    def _pump(self) -> None:
+        message = memoryview(bytearray(_MESSAGE_ROOM))
+        receive = self._ours.recv_into
+        while True:
+            try:
+                length = receive(message)
+            except OSError:
+                return
+            if not length:
+                return
+            self._carry(message[:length])
+
+    def _carry(self, message: memoryview) -> None:
+        unique = _get(message, 8, 8)
+        if not unique:
+            # A notification, which may wait for the answer to a request that is yet to be carried.
+            self.crew.post(self._write, bytes(message))
+        elif unique == self._lookup:
+            self._write(message)
+            self._look_up_next()
+        elif unique in self._opening:
+            self._opening.discard(unique)
+            self._carry_open(message)
+        elif self._offered is not None:
+            self._carry_init(message, self._offered)
+            self._offered = None
+        else:
+            self._write(message)
+
+    def _carry_init(self, message: memoryview, flags2: int) -> None:
+        """Answer INIT, and find out which kind of region there can be."""
+        passthrough = self._devices.wants_passthrough and bool(flags2 & _FLAG2_PASSTHROUGH)
+        if len(message) <= _INIT_OUT["max_stack_depth"]:
+            self._write(message)
+            return
+        _put(message, _INIT_OUT["max_write"], _MAX_WRITE)
+        if passthrough:
+            _put(message, _INIT_OUT["flags"], _get(message, _INIT_OUT["flags"]) | uapi.FUSE_INIT_EXT)
+            _put(message, _INIT_OUT["flags2"], _get(message, _INIT_OUT["flags2"]) | _FLAG2_PASSTHROUGH)
+            _put(message, _INIT_OUT["max_stack_depth"], 1)
+        self._write(message)
+        if passthrough and self._can_pass_through():
+            self._devices.kind = Kind.PASSTHROUGH
+
+    def _can_pass_through(self) -> bool:
+        descriptor = os.memfd_create("binder-probe")
+        try:
+            backing_id: int = lib.channel_backing_open(self.core, descriptor)
+        finally:
+            os.close(descriptor)
+        if backing_id > 0:
+            lib.channel_backing_close(self.core, backing_id)
+        return backing_id > 0
+
+    def _carry_open(self, message: memoryview) -> None:
+        """Answer OPEN; for a device, say how its region comes into the client."""
+        opened = self._devices.opens.get(_get(message, _OPEN_OUT["fh"], 8)) if len(message) > _OUT_SIZE else None
+        if opened is not None:
+            region = opened.region
+            if region.kind is Kind.PASSTHROUGH:
+                backing_id = lib.channel_backing_open(self.core, region.fd)
+                if backing_id > 0:
+                    opened.backing_id = backing_id
+                    _put(message, _OPEN_OUT["open_flags"], uapi.FOPEN_PASSTHROUGH | uapi.FOPEN_DIRECT_IO)
+                    _put(message, _OPEN_OUT["backing_id"], backing_id)
+                else:
+                    _log.warning("no backing file (%s): page cache instead", os.strerror(-backing_id))
+                    region.kind = Kind.PAGE_CACHE
+            region.close_descriptor()
+        self._write(message)
+
+    def _write(self, message: memoryview | bytes) -> None:
+        try:
+            os.write(self._fuse_fd, message)
+        except OSError as error:
+            # ENOENT: the request, or the inode of a notification, is gone. ENODEV: so is the mount.
+            if error.errno not in (errno.ENOENT, errno.ENODEV):
+                _log.error("writing to /dev/fuse: %s", error.strerror)
+                if unique := _get(message, 8, 8):
+                    self.answer(plain(unique, -errno.EIO))
+
+    def answer(self, answer: Answer) -> int:
+        """Answer a request now. Return the bytes stored in the caller; fewer than there were: it is not answered."""
+        stored: int = lib.channel_deliver(self.core, *answer)
+        return stored
+
+
+def plain(unique: int, error: int, payload: bytes = b"") -> Answer:
+    """Make the answer to a request that is no ioctl: a negative errno, or what it asked for."""
+    return unique, lib.ANSWER_PLAIN, error, payload, len(payload), 0, 0, b"", 0
+
+
+def _widen(end: socket.socket) -> None:
+    """Make room for many messages: the thread that reads /dev/fuse should not have to wait for pyfuse3."""
+    try:
+        end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _SOCKET_BUFFER)
+    except PermissionError:
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, _SOCKET_BUFFER)

@@ -1,0 +1,127 @@
+"""What the commands ask of a server: ioctls of binder-control that the kernel's does not have.
+
+They go where the mount goes, need no socket beside it, and are open to whoever may open binder-control:
+
+- `QUERY` reads a named text (`Control.texts`), a part at a time, from a snapshot that the first part takes.
+- `RECONFIGURE` is ``mount -o remount``; root's and the server's own user's only, like
+- `BEGIN_ANEW`, which makes a mount that nobody uses as if nobody ever had: ``mount.py`` tries the devices, and that is
+  not to show in the statistics.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+from binderfs_fuse.engine.stats import Stats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from binderfs_fuse.engine.context import Engine, Task
+    from binderfs_fuse.fuse.tree import ControlOpen, Tree
+
+CONTROL: Final = "binder-control"
+
+_QUERY: Final = struct.Struct("=32sQQ8000s")
+"""Name, offset, whole size (out), and the text from the offset on (out), as far as it fits."""
+_PART: Final = 8000
+_RECONFIGURE: Final = struct.Struct("=II")
+"""The most devices, and whether there are logs."""
+
+
+def _command(number: int, layout: struct.Struct) -> int:
+    """Return the ioctl number that <asm-generic/ioctl.h> calls _IOWR('b', number, layout)."""
+    return 3 << 30 | layout.size << 16 | ord("b") << 8 | number
+
+
+QUERY: Final = _command(0x70, _QUERY)
+RECONFIGURE: Final = _command(0x71, _RECONFIGURE)
+BEGIN_ANEW: Final = _command(0x72, _RECONFIGURE)
+
+
+class Control:
+    """The server's side. `texts` are what QUERY can ask for, by name."""
+
+    def __init__(self, tree: Tree, engine: Engine, texts: dict[str, Callable[[], bytes]]) -> None:
+        self._tree = tree
+        self._engine = engine
+        self._texts = texts
+        tree.controls[QUERY] = self._query
+        tree.controls[RECONFIGURE] = self._reconfigure
+        tree.controls[BEGIN_ANEW] = self._begin_anew
+
+    def _query(self, opened: ControlOpen, _task: Task, argument: bytes) -> tuple[int, bytes]:
+        """Return a part of a text. ENOENT: there is none of that name."""
+        name, offset, _, _ = _QUERY.unpack(argument)
+        if not offset:
+            text = self._texts.get(name.rstrip(b"\0").decode(errors="replace"))
+            if text is None:
+                return -errno.ENOENT, b""
+            opened.snapshot = text()
+        return 0, _QUERY.pack(name, offset, len(opened.snapshot), opened.snapshot[offset : offset + _PART])
+
+    def _reconfigure(self, _opened: ControlOpen, task: Task, argument: bytes) -> tuple[int, bytes]:
+        """Set what ``max=`` set. EPERM: for somebody else. EINVAL: ``stats=`` cannot change."""
+        if task.euid not in (0, os.geteuid()):
+            return -errno.EPERM, b""
+        maximum, stats = _RECONFIGURE.unpack(argument)
+        return self._tree.reconfigure(maximum, stats=bool(stats)), b""
+
+    def _begin_anew(self, _opened: ControlOpen, task: Task, _argument: bytes) -> tuple[int, bytes]:
+        """Set all counters back. EPERM: for somebody else. EBUSY: somebody has a device open."""
+        if task.euid not in (0, os.geteuid()):
+            return -errno.EPERM, b""
+        with self._engine.lock:
+            if self._engine.processes:
+                return -errno.EBUSY, b""
+            self._engine.stats = Stats()
+        return 0, b""
+
+
+def query(mountpoint: Path, name: str) -> bytes:
+    """Ask the server of a mount for a text. Raises `OSError`: EINVAL where it is the kernel's binderfs."""
+    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        text: bytes = b""
+        while True:
+            # A bytearray, since fcntl takes no more than 1024 bytes of what it could not change.
+            argument = bytearray(_QUERY.pack(name.encode(), len(text), 0, b""))
+            fcntl.ioctl(descriptor, QUERY, argument)
+            _, _, size, part = _QUERY.unpack(argument)
+            text += part[: size - len(text)]
+            if len(text) >= size:
+                return text
+    finally:
+        os.close(descriptor)
+
+
+def reconfigure(mountpoint: Path, maximum: int, *, stats: bool) -> None:
+    """Change the options of a mount. Raises `OSError`: EPERM, or EINVAL where the kernel's binderfs would."""
+    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, RECONFIGURE, _RECONFIGURE.pack(maximum, stats))
+    finally:
+        os.close(descriptor)
+
+
+def begin_anew(mountpoint: Path) -> None:
+    """Forget that a mount has been tried. Raises `OSError`: EBUSY while a device is open, or EPERM."""
+    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.ioctl(descriptor, BEGIN_ANEW, bytes(_RECONFIGURE.size))
+    finally:
+        os.close(descriptor)
+
+
+def start_time(pid: int) -> int:
+    """Return when a process began, in clock ticks since the machine did: with its id, this names it for ever.
+
+    Raises `OSError` where there is no such process.
+    """
+    # The second field, a name in parentheses, may have blanks and parentheses in it.
+    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])

@@ -1,0 +1,1045 @@
+"""The device plane: IOCTL, POLL, INTERRUPT and reads of an open device, each a drive of the engine.
+
+Theory of operation
+-------------------
+An ioctl is a `Call`. Its step is resumed under the engine's lock and yields effects, which are performed without it;
+when it waits, the call is *parked*: its request stays unanswered, and the thread goes on to the next. Whoever resumes a
+step looks afterwards at `Engine.ready`, for calls that it woke, and at `Engine.poll_ready`. So in the common case - a
+client calls, a parked server is woken - one thread does it all, and the last answer leaves together with the next read
+(`lane_exchange`).
+
+Whom a call has woken goes before its caller, who has less to do next, if anything (4 us of a call's 50). All of it is
+in `Lane.work`, the caller's answer too, where a new leader finds the rest should this thread be held up; and it goes
+before whatever touches the caller's memory and may hold that up, but for the first bytes of its read (`_copy_out`).
+
+**INTERRUPT** ends a parked call with -EINTR. If the call is being served just then, it is marked, and does not park any
+more. If it is stuck, nothing but a SIGKILL matters, as with the kernel's driver; the client is then let go (-EINTR,
+which it will not see), and the step's own answer comes too late, which the kernel takes well.
+
+**O_NONBLOCK** is a property of the descriptor that fcntl can change, and FUSE does not show it. Who opens with it has
+it looked up (/proc/TID/fdinfo) each time before it parks. Who sets it later is found out when a call has been parked
+for some milliseconds; from then on the same holds for this open.
+
+**POLL** that wants to be told leaves its handle (kh); one wake-up uses it up, since whoever is woken polls again.
+
+Invariants
+----------
+- A call is in `_parked` from its first wait until it is answered; `Call.wait` is set exactly while it is parked, and
+  changes only under the engine's lock.
+- A caller's memory is touched only on behalf of a call that is not answered yet.
+- `RELEASE` reaches the engine after the last step of the open: the kernel sends it after the last request, and where a
+  stuck call was let go before its step's end, the release waits for that.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import sys
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from binderfs_fuse import uapi
+from binderfs_fuse._system import ffi, lib
+from binderfs_fuse.engine.context import Task
+from binderfs_fuse.engine.effects import (
+    CopyIn,
+    CopyOut,
+    CopyToBuffer,
+    FindMapping,
+    FindRoom,
+    GetFile,
+    GetSecurityContext,
+    Outcome,
+    Populate,
+    SetNice,
+    SetScheduling,
+    Wait,
+)
+from binderfs_fuse.fuse.channel import plain
+from binderfs_fuse.fuse.lane import Lane
+from binderfs_fuse.fuse.transfer import Transfer
+from binderfs_fuse.host import files, memory, tasks
+from binderfs_fuse.host.region import Kind, Region, has_released, unmap_released
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from binderfs_fuse.engine.context import Context, Engine
+    from binderfs_fuse.engine.effects import Effect
+    from binderfs_fuse.engine.process import Process
+    from binderfs_fuse.fuse.channel import Channel
+    from binderfs_fuse.fuse.lane import Answer
+    from binderfs_fuse.fuse.settings import Settings
+
+    ControlHandler: TypeAlias = Callable[[Task, int, bytes], tuple[int, bytes]]
+
+_log = logging.getLogger(__name__)
+
+_EINTR: Final = -errno.EINTR
+_EAGAIN: Final = -errno.EAGAIN
+_ETIMEDOUT: Final = -errno.ETIMEDOUT
+# Parked calls are looked at when they have been passed once before, so that those are spared which are soon resumed.
+_LOOKED: Final = 2
+# On a busy machine a caller may not have come to sleep in its ioctl by then: it is looked at again, ever more seldom.
+_LOOK_AGAIN_SECONDS: Final = 0.01
+_LOOK_AGAIN_SECONDS_MAX: Final = 1.0
+# A look costs as much as a call. Whoever sets O_NONBLOCK does so early, or again: only then is it taken before parking.
+_LOOKS_AT_FIRST: Final = 4
+_LOOKS_AGAIN: Final = 64
+_INT_MAX: Final = (1 << 31) - 1
+# Attributes of classes and of `lib` that each call needs: looked up once.
+_PAGE_CACHE: Final = Kind.PAGE_CACHE
+_ANSWER_IOCTL: Final[int] = lib.ANSWER_IOCTL
+_copy_fetched: Final = lib.lane_copy
+# POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a file says that has no poll.
+_ALWAYS_READY: Final = 0x001 | 0x004 | 0x040 | 0x100
+# How often it is looked whether a client that cannot be answered is being killed.
+_KILL_INTERVAL: Final = 0.1
+
+# The head of `struct record`, and where an ioctl's argument lies in the message.
+_unpack_record: Final = struct.Struct("=QQQIIIIIii").unpack_from
+_record_fields: Final = [name for name, _ in ffi.typeof("struct record").fields[:10]]
+assert _record_fields == [
+    "unique", "fh", "argument", "tid", "uid", "command", "in_size", "out_size", "nice", "commands_size",
+]  # fmt: skip
+_BODY: Final = uapi.fuse_in_header.size
+_ARGUMENT: Final = _BODY + uapi.fuse_ioctl_in.size
+
+
+class Open:
+    """One open of a device; `handle` is its fh, `inode` its node id and inode number.
+
+    `tasks`        the callers seen, by thread id
+    `kh`           the kernel's handle of who waits in poll, or 0
+    `nonblocking`  O_NONBLOCK was seen when it was last looked at
+    `looks`        so many more calls are looked at before they are parked
+    `denied`       it has been logged that its memory is out of reach
+    `let_go`       calls that may be answered before the end of their steps
+    `released`     the kernel has let go of it
+    """
+
+    __slots__ = (
+        "backing_id",
+        "denied",
+        "handle",
+        "identity",
+        "inode",
+        "kh",
+        "let_go",
+        "looks",
+        "nonblocking",
+        "process",
+        "region",
+        "released",
+        "tasks",
+    )
+
+    def __init__(
+        self, handle: int, inode: int, identity: tasks.Identity, process: Process, region: Region, *, nonblocking: bool
+    ) -> None:
+        self.handle = handle
+        self.inode = inode
+        self.identity = identity
+        self.process = process
+        self.region = region
+        self.nonblocking = nonblocking
+        self.looks = _LOOKS_AGAIN if nonblocking else _LOOKS_AT_FIRST
+        self.backing_id = 0
+        self.tasks: dict[int, Task] = {}
+        self.kh = 0
+        self.let_go = 0
+        self.released = False
+        self.denied = False
+
+
+class Call:
+    """One ioctl, from its request to its answer.
+
+    `send`         resumes its step; `over` says that the step has ended
+    `argument`     the address of the ioctl's argument; `out_size` bytes may be laid over it
+    `wait`         what it is parked on now; `parked` says that it ever was
+    `interrupted`  it is not to be parked any more
+    `let_go`       nothing of its task is to be touched any more: it may be answered before its step ends
+    `looked`       how often it was passed when parked calls were looked at
+    """
+
+    __slots__ = (
+        "argument",
+        "interrupted",
+        "let_go",
+        "looked",
+        "open",
+        "out_size",
+        "over",
+        "parked",
+        "send",
+        "task",
+        "unique",
+        "wait",
+    )
+
+    def __init__(self, unique: int, opened: Open, task: Task, argument: int, out_size: int) -> None:
+        self.unique = unique
+        self.open = opened
+        self.task = task
+        self.argument = argument
+        self.out_size = out_size
+        self.send: Callable[[Any], Effect | Outcome] = _unmade
+        self.over = False
+        self.wait: Wait | None = None
+        self.parked = False
+        self.interrupted = False
+        self.let_go = False
+        self.looked = 0
+
+    def unpark(self) -> None:
+        """Let it go on: who parked it resumes it next."""
+        assert self.wait is not None  # it is parked
+        # What the engine keeps must not keep the call, and with it the open.
+        self.wait.owner = None
+        self.wait = None
+
+    def answer(self, outcome: Outcome) -> Answer:
+        """Make the answer that an outcome stands for."""
+        argument = outcome.argument
+        if len(argument) > self.out_size:
+            argument = argument[: self.out_size]
+        data = outcome.data if not self.let_go else b""
+        if type(data) is not bytes:
+            data = bytes(data)
+        return (
+            self.unique,
+            _ANSWER_IOCTL,
+            outcome.error,
+            argument,
+            len(argument),
+            self.task.tid,
+            outcome.address,
+            data,
+            len(data),
+        )
+
+
+def _unperformed(effect: Effect) -> Any:
+    """Answer an effect of a call that was let go: as where the caller is gone."""
+    match effect:
+        case CopyIn():
+            return b""
+        case CopyOut() | CopyToBuffer():
+            return 0
+        case FindRoom():
+            return 0
+        case SetNice():
+            return effect.nice
+        case SetScheduling():
+            return effect.scheduling
+        case FindMapping():
+            return None
+    return -errno.ESRCH
+
+
+class _Nowhere:
+    """The region of a process that is over."""
+
+    def store(self, offset: int, data: bytes | bytearray) -> None:
+        """Forget it."""
+
+
+_NOWHERE: Final = _Nowhere()
+
+
+def _unmade(value: Any) -> Effect | Outcome:
+    raise AssertionError(value)
+
+
+def _result(unique: int, result: int, argument: bytes = b"") -> Answer:
+    """Make the answer to an ioctl that needs no step."""
+    return unique, lib.ANSWER_IOCTL, result, argument, len(argument), 0, 0, b"", 0
+
+
+class DevicePlane:
+    """Serves the devices of one mount.
+
+    `device` is st_dev of the mount, which tells its files from others' in /proc/PID/maps; None where it is not known.
+    `kind` is what new regions are; the channel settles it when it hears from the kernel.
+    """
+
+    def __init__(self, engine: Engine, settings: Settings, device: int | None = None) -> None:
+        self.device = device
+        self.opens: dict[int, Open] = {}
+        self.kind = Kind.PAGE_CACHE
+        self.wants_passthrough = settings.region != Kind.PAGE_CACHE.value
+        self._insists = settings.region == Kind.PASSTHROUGH.value
+        self._label = settings.secctx
+        self._android = settings.priority == "android"
+        self._engine = engine
+        self._lock = engine.lock
+        self._controls: dict[int, ControlHandler] = {}
+        self._by_process: dict[Process, Open] = {}
+        self._parked: dict[int, Call] = {}
+        # Calls that no reader is at: what each worker has resumed, and those, by `unique`, that are a tracer's.
+        self._resumed: dict[Lane, Call] = {}
+        self.transfers: dict[int, Call] = {}
+        self._installer = files.FileInstaller()
+        self._strangers: set[int] = set()
+        self._perform: dict[type, Callable[[Lane, Call, Any], Any]] = {
+            CopyIn: self._copy_in,
+            CopyOut: self._copy_out,
+            CopyToBuffer: self._copy_to_buffer,
+            FindMapping: self._find_mapping,
+            Populate: self._populate,
+            GetFile: self._get_file,
+            FindRoom: self._find_room,
+            GetSecurityContext: self._get_security_context,
+            SetNice: self._set_nice,
+            SetScheduling: self._set_scheduling,
+        }
+
+    def attach(self, channel: Channel) -> dict[int, Callable[[Lane], Answer | None]]:
+        """Take the channel to answer on; return what serves each opcode, and EVENT_SHORT."""
+        self._channel = channel
+        self._core = channel.core
+        self._crew = channel.crew
+        return {
+            uapi.FUSE_IOCTL: self._ioctl,
+            uapi.FUSE_POLL: self._poll,
+            uapi.FUSE_INTERRUPT: self._interrupt,
+            uapi.FUSE_READ: self._read,
+            uapi.FUSE_FLUSH: self._flush_request,
+            lib.EVENT_SHORT: self._short,
+        }
+
+    # The tree's side.
+
+    def open(self, handle: int, inode: int, context: Context, tid: int, uid: int, flags: int) -> Open:
+        """Open a device for the process of task `tid`.
+
+        Raises `OSError`: EPERM for a task that this process's pid namespace or its /proc does not show, EOPNOTSUPP
+        where the kernel does not pass through and nothing else was asked for, EMFILE and ENFILE for one open too many,
+        or what making a region fails with.
+        """
+        if not tid:
+            self._note_stranger(uid)
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+        if self._insists and self.kind is not Kind.PASSTHROUGH:
+            _log.warning("region=passthrough takes Linux 6.9 and CAP_SYS_ADMIN: try region=pagecache")
+            raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
+        try:
+            identity = tasks.identify(tid)
+        except (FileNotFoundError, ProcessLookupError) as error:
+            # The task waits for this very answer, so it is there.
+            self._note_hidden(uid)
+            raise OSError(errno.EPERM, os.strerror(errno.EPERM)) from error
+        region = Region(inode, self.kind)
+        extra = {"scheduling": tasks.scheduling(tid)} if self._android else {}
+        try:
+            with self._lock:
+                process = context.open(
+                    identity.pid,
+                    uid,
+                    region,
+                    nice=identity.nice,
+                    pid_namespace=identity.pid_namespace,
+                    pids=identity.pids,
+                    **extra,
+                )
+        except OSError:
+            region.close_descriptor()
+            raise
+        opened = Open(handle, inode, identity, process, region, nonblocking=bool(flags & os.O_NONBLOCK))
+        self._by_process[process] = opened
+        self.opens[handle] = opened
+        return opened
+
+    def register_control(self, handle: int, handler: ControlHandler) -> None:
+        """Have `handler(task, command, argument)` serve the ioctls of an open of binder-control.
+
+        It returns 0 or a negative errno, and the bytes to copy out. A worker calls it, so it may wait.
+        """
+        self._controls[handle] = handler
+
+    def flush(self, handle: int) -> None:
+        """A descriptor of this open was closed; never waits."""
+        opened = self.opens.get(handle)
+        if opened is not None:
+            self._crew.post(self._flush, opened)
+
+    def release(self, handle: int) -> None:
+        """The kernel has let go of this open, of a device or of binder-control; never waits."""
+        if self._controls.pop(handle, None) is None:
+            opened = self.opens.pop(handle)
+            with self._lock:
+                opened.released = True
+                if opened.let_go:
+                    return
+            self._crew.post(self._release, opened)
+
+    def ioctl_without_argument(self, inode: int, tid: int, command: int) -> int:
+        """Carry out an ioctl of task `tid` on the open with this inode, whose argument, NULL, FUSE did not let through.
+
+        The driver does not look at the argument of BINDER_THREAD_EXIT and BINDER_SET_CONTEXT_MGR. Returns 0 or a
+        negative errno; -EBADF if there is no such open, or no such task any more, -EFAULT for any other command.
+        Another thread of the server may be resumed meanwhile, but nothing here waits.
+        """
+        if command not in (uapi.BINDER_THREAD_EXIT, uapi.BINDER_SET_CONTEXT_MGR):
+            return -errno.EFAULT
+        opened = next((opened for opened in list(self.opens.values()) if opened.inode == inode), None)
+        try:
+            identity = tasks.identify(tid)
+        except OSError:
+            opened = None
+        if opened is None:
+            return -errno.EBADF
+        task = Task(tid, opened.identity.pid, identity.euid, identity.nice)
+        with self._lock:
+            outcome = next(opened.process.ioctl(task, command, bytes(uapi.ioctl_size(command))))
+            assert isinstance(outcome, Outcome)  # neither asks for anything
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+        return outcome.error
+
+    def _flush(self, opened: Open) -> None:
+        with self._lock:
+            opened.process.flush()
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+
+    def _release(self, opened: Open) -> None:
+        if opened.backing_id:
+            lib.channel_backing_close(self._core, opened.backing_id)
+        with self._lock:
+            opened.process.release()
+            # The processes of those who talked to each other hold each other, until Python collects its garbage; their
+            # regions need not wait for that.
+            for process in self._engine.freed:
+                process.region = _NOWHERE
+            self._engine.freed.clear()
+            del self._by_process[opened.process]
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+
+    # Requests.
+
+    def _ioctl(self, lane: Lane) -> Answer | None:
+        # Declared, or mypyc takes them for objects, and compares them as Python does.
+        unique: int
+        handle: int
+        address: int
+        tid: int
+        uid: int
+        command: int
+        in_size: int
+        out_size: int
+        nice: int
+        commands_size: int
+        unique, handle, address, tid, uid, command, in_size, out_size, nice, commands_size = _unpack_record(lane.record)
+        opened = self.opens.get(handle)
+        if opened is None:
+            return self._control(lane, handle)
+        task = opened.tasks.get(tid)
+        if task is None or task.nice != nice or task.euid != uid or self._android:
+            if not tid:
+                self._note_stranger(uid)
+                return _result(unique, -errno.EPERM)
+            if len(opened.tasks) > 2 * self._engine.limits.threads:
+                # Most of them are gone.
+                opened.tasks.clear()
+            # The engine's processes are those that opened; who else calls, after a fork, is none.
+            task = opened.tasks[tid] = Task(tid, opened.identity.pid, uid, nice)
+            if self._android:
+                task.scheduling = tasks.scheduling(tid)
+        commands = None
+        if commands_size >= 0:
+            commands = lane.commands[:commands_size]
+        elif command == uapi.BINDER_WRITE_READ and lane.leads and self._crew.put_off(lane):
+            return None
+        if lane.interrupted == unique:
+            return _result(unique, _EINTR)
+        argument = lane.message[_ARGUMENT : _ARGUMENT + in_size]
+        call = lane.call = Call(unique, opened, task, address, out_size)
+        self._lock.acquire()  # _drive() releases it
+        try:
+            call.send = opened.process.ioctl(task, command, argument, commands).send
+        except BaseException:
+            self._lock.release()
+            raise
+        answer = self._drive(lane, call, None)
+        return self.work_off(lane, answer) if lane.work else answer
+
+    def _control(self, lane: Lane, handle: int) -> Answer | None:
+        fields = lane.fields
+        unique = fields.unique
+        handler = self._controls.get(handle)
+        if handler is None:
+            # Plain, here and below: where the kernel itself asks for a file's flags, it takes no short answer.
+            return plain(unique, -errno.ENOTTY)
+        task = Task(fields.tid, fields.tid, fields.uid, fields.nice)
+        command = fields.command
+        out_size = fields.out_size
+        argument = lane.message[_ARGUMENT : _ARGUMENT + fields.in_size]
+
+        def serve() -> None:
+            error, out = -errno.EIO, b""
+            try:
+                error, out = handler(task, command, argument)
+            finally:
+                self._channel.answer(
+                    _result(unique, error, out[:out_size]) if out or not error else plain(unique, error)
+                )
+
+        self._crew.post(serve)
+        return None
+
+    def _poll(self, lane: Lane) -> Answer | None:
+        fields = lane.fields
+        unique = fields.unique
+        tid = fields.tid
+        handle, kh, flags, _ = uapi.fuse_poll_in.unpack_from(lane.message, _BODY)
+        opened = self.opens.get(handle)
+        if opened is None:
+            # pyfuse3 would say that it has no poll, and the kernel would never ask again, for the devices neither.
+            return plain(unique, 0, uapi.fuse_poll_out.pack(_ALWAYS_READY))
+        if not tid:
+            self._note_stranger(fields.uid)
+            return plain(unique, -errno.EPERM)
+        task = Task(tid, opened.identity.pid, fields.uid, fields.nice)
+        with self._lock:
+            if flags & uapi.FUSE_POLL_SCHEDULE_NOTIFY:
+                opened.kh = kh
+            events = opened.process.poll(task)
+        return plain(unique, 0, uapi.fuse_poll_out.pack(events))
+
+    def _read(self, lane: Lane) -> Answer | None:
+        """Serve a read(2), for which the driver has nothing, or a page of a region that the page cache lacks."""
+        handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(lane.message, _BODY)
+        opened = self.opens.get(handle)
+        if opened is None:
+            self._channel.relay(lane)
+            return None
+        if opened.region.kind is Kind.PASSTHROUGH:
+            return plain(lane.fields.unique, -errno.EINVAL)
+        return plain(lane.fields.unique, 0, opened.region.read(offset, size))
+
+    def _flush_request(self, lane: Lane) -> Answer | None:
+        """Let the tree serve the close of a descriptor, but for one of this process's own.
+
+        A client that passes its device on has us hold a descriptor of it for a while. The driver holds none, so that
+        our close of it is to wake nobody.
+        """
+        if tasks.is_own(lane.fields.tid):
+            return plain(lane.fields.unique, 0)
+        self._channel.relay(lane)
+        return None
+
+    def _interrupt(self, lane: Lane) -> Answer | None:
+        (unique,) = uapi.fuse_interrupt_in.unpack_from(lane.message, _BODY)
+        if self._crew.withdraw(unique):
+            return _result(unique, _EINTR)
+        with self._lock:
+            call = self._parked.get(unique)
+            if call is not None and call.wait is not None:
+                call.unpark()
+                lane.work.append((call, _EINTR))
+            else:
+                # Being served by a thread that may be stuck; or a request of the tree; or an old one.
+                call, tid = self._find(unique)
+                if not tid:
+                    return None
+                if call is not None:
+                    call.interrupted = True
+                for server in self._crew.lanes_serving(unique):
+                    server.interrupted = unique
+        if lane.work:
+            return self.work_off(lane, None)
+        if unique in self.transfers:
+            # Most likely its tracer has stopped it, and is soon through.
+            self._crew.after(_KILL_INTERVAL, self._let_go, unique)
+        else:
+            self._crew.post(self._let_go, unique)
+        return None
+
+    def _find(self, unique: int) -> tuple[Call | None, int]:
+        """Find a call that is not answered yet, and its task; (None, tid) if there is only a request, (None, 0) if not.
+
+        The call may have been answered a moment ago, though: a thread forgets it with the next one.
+        """
+        call = self._parked.get(unique) or self.transfers.get(unique)
+        if call is None:
+            candidates = list(self._resumed.values())
+            for lane in list(self._crew.lanes):
+                candidates += [] if lane.call is None else [lane.call]
+                candidates += [] if lane.delivery is None else [lane.delivery[0]]
+            call = next((candidate for candidate in candidates if candidate.unique == unique), None)
+        if call is not None:
+            return call, call.task.tid
+        server = next(iter(self._crew.lanes_serving(unique)), None)
+        return None, server.fields.tid if server is not None else 0
+
+    def _let_go(self, unique: int) -> None:
+        """Answer for a call whose thread is stuck, if its client is being killed; if not, look again in a while.
+
+        Without an answer the client could not die, nor let go of the memory that the thread is stuck in. With it, its
+        thread id is soon another's. So nothing more is begun for it from the moment that the call is marked, and it is
+        answered only while a thread is found in the middle of a copy, which has its task and not its number.
+        """
+        with self._lock:
+            call, tid = self._find(unique)
+        if not tid:
+            return
+        if tasks.is_being_killed(tid):
+            with self._lock:
+                if call is not None and not call.let_go:
+                    call.let_go = True
+                    if not call.over:
+                        call.open.let_go += 1
+            if tasks.is_being_copied(tid):
+                self._channel.answer(_result(unique, _EINTR))
+                return
+        self._crew.after(_KILL_INTERVAL, self._let_go, unique)
+
+    # The watcher's side.
+
+    @staticmethod
+    def blame(lane: Lane) -> tuple[int, int]:
+        """Return the handle and the user of the call whose memory a lane is stuck at."""
+        fields = lane.fields
+        fetched = lane.call is not None and lane.call.unique == fields.unique
+        if fields.opcode == uapi.FUSE_IOCTL and not fetched:
+            return fields.fh, fields.uid
+        call = lane.serving
+        return (call.open.handle, call.task.euid) if call is not None else (0, 0)
+
+    def look(self, idle: bool) -> None:
+        """Find out about O_NONBLOCK of calls that have been parked for some time: all if nothing happens (`idle`)."""
+        due = []
+        for call in list(self._parked.values()):
+            if call.looked < _LOOKED:
+                call.looked = _LOOKED if idle else call.looked + 1
+                if call.looked == _LOOKED:
+                    due.append(call)
+        if due:
+            self._crew.post(self._look_at, due)
+        if has_released():
+            self._crew.post(unmap_released)
+
+    def _look_at(self, calls: Sequence[Call], delay: float = _LOOK_AGAIN_SECONDS) -> None:
+        for call in calls:
+            wait = call.wait
+            if wait is None or wait.timeout_ms is not None:
+                continue
+            nonblocking = tasks.is_nonblocking(call.task.tid, call.open.inode)
+            if nonblocking is None:
+                self._crew.after(delay, self._look_at, [call], min(2 * delay, _LOOK_AGAIN_SECONDS_MAX))
+            elif nonblocking:
+                call.open.nonblocking = True
+                call.open.looks = _LOOKS_AGAIN
+                self._resume_from(call, wait, _EAGAIN)
+
+    def restore(self, lane: Lane, message: bytes) -> None:
+        """Serve a request that had to wait, on a lane that does not lead."""
+        lib.lane_restore(lane.pointer, message, len(message))
+        try:
+            answer = self._ioctl(lane)
+        except Exception:  # noqa: BLE001 - no request may go unanswered
+            _log.exception("a request that had to wait failed")
+            answer = _result(lane.fields.unique, -errno.EIO)
+        self._deliver(lane, answer)
+
+    # Steps.
+
+    def _drive(self, lane: Lane, call: Call, value: Any) -> Answer | None:
+        """Send `value` into the step of a call, and whatever it asks for then, until it parks or is over.
+
+        The engine is locked on entry, and not on return. Returns the answer, if it is over.
+        """
+        engine = self._engine
+        lock = self._lock
+        send = call.send
+        lane.serving = call
+        while True:
+            try:
+                effect = send(value)
+            except Exception:  # noqa: BLE001 - no request may go unanswered
+                _log.exception("a step failed, of a call of task %d", call.task.tid)
+                effect = Outcome(-errno.EIO)
+            if type(effect) is Outcome:
+                # Nothing is to be kept of the step, not even by the lane, which keeps the call until its next one.
+                call.send = _unmade
+                self._over(call)
+            elif type(effect) is Wait:
+                if call.interrupted or lane.interrupted == call.unique:
+                    value = _EINTR
+                    continue
+                self._park(call, effect)
+            elif type(effect) is CopyToBuffer and lane.call is call:
+                # What came with the request is ours: to copy it cannot be held up, and takes less than to unlock and
+                # lock again would.
+                region = effect.region
+                if isinstance(region, Region) and _copy_fetched(
+                    lane.pointer, effect.address, effect.size, region.memory, effect.offset
+                ):
+                    value = effect.size
+                    continue
+            if engine.ready:
+                self._take_ready(lane.work)
+            pollers = self._pollers() if engine.poll_ready else None
+            lock.release()
+            if pollers is not None:
+                for kh in pollers:
+                    lib.channel_notify_poll(self._core, kh)
+            if type(effect) is Outcome:
+                return self._finish(lane, call, effect)
+            if type(effect) is Wait:
+                if self._crew.leader is not lane:
+                    lib.channel_ring(self._core)
+                if effect.timeout_ms is not None:
+                    self._crew.after(effect.timeout_ms / 1000, self._resume_from, call, effect, _ETIMEDOUT)
+                    return None
+                if not call.open.looks or not self._unpark(call, effect):
+                    return None
+                value = _EAGAIN
+            elif call.let_go:
+                value = _unperformed(effect)
+            else:
+                value = self._perform[type(effect)](lane, call, effect)
+            lock.acquire()
+
+    def _park(self, call: Call, wait: Wait) -> None:
+        wait.owner = call
+        call.wait = wait
+        call.looked = 0
+        if not call.parked:
+            call.parked = True
+            self._parked[call.unique] = call
+
+    def _unpark(self, call: Call, wait: Wait) -> bool:
+        """Take back a call that was just parked if its descriptor is non-blocking; tell whether that was done."""
+        opened = call.open
+        nonblocking = tasks.is_nonblocking(call.task.tid, opened.inode)
+        if nonblocking is not None:
+            opened.nonblocking = nonblocking
+        if not opened.nonblocking:
+            opened.looks -= 1
+            return False
+        opened.looks = _LOOKS_AGAIN
+        with self._lock:
+            if call.wait is not wait:
+                return False
+            call.unpark()
+        return True
+
+    def _over(self, call: Call) -> None:
+        """Note that a call's step has ended; the engine is locked."""
+        call.over = True
+        if call.let_go:
+            opened = call.open
+            opened.let_go -= 1
+            if opened.released and not opened.let_go:
+                self._crew.post(self._release, opened)
+
+    def _woken(self) -> tuple[list[tuple[Call, int]], list[int]]:
+        """Take what the engine has made ready: calls to resume, and who is to poll again; the engine is locked."""
+        woken: deque[tuple[Call, int]] = deque()
+        self._take_ready(woken)
+        return list(woken), self._pollers()
+
+    def _take_ready(self, work: deque[tuple[Call, int]]) -> None:
+        """Add the calls to `work` that the engine has made ready; it is locked."""
+        ready = self._engine.ready
+        for wait in ready:
+            call = wait.owner
+            if call is not None and call.wait is wait:
+                call.unpark()
+                work.append((call, 0))
+        ready.clear()
+
+    def _pollers(self) -> list[int]:
+        """Take the kernel's handles of those who are to poll again; the engine is locked."""
+        engine = self._engine
+        pollers = []
+        for process in engine.poll_ready:
+            opened = self._by_process.get(process)
+            if opened is not None and opened.kh:
+                pollers.append(opened.kh)
+                opened.kh = 0
+        engine.poll_ready.clear()
+        return pollers
+
+    def work_off(self, lane: Lane, answer: Answer | None) -> Answer | None:
+        """Resume what is to be resumed, and answer; return the last answer, which is still to be given."""
+        work = lane.work
+        if not work:
+            return answer
+        if self._crew.austere or self._crew.leader is not lane:
+            # Nobody would take over, except who is just doing so.
+            self._hand_over(work)
+            return answer
+        if answer is not None:
+            work.append((None, (answer, lane.delivery)))
+        last: Answer | None = None
+        while work:
+            # What has been taken from the work nobody takes over: so this may be held up only between the two.
+            self._deliver(lane, last)
+            last = None
+            try:
+                call, value = work.popleft()
+            except IndexError:  # taken over by a new leader
+                break
+            if call is None:
+                last, lane.delivery = value
+                lane.serving = lane.delivery[0] if lane.delivery is not None else None
+            else:
+                self._lock.acquire()  # _drive() releases it
+                last = self._drive(lane, call, value)
+        return last
+
+    def _hand_over(self, work: deque[tuple[Any, Any]]) -> None:
+        """Have workers do what waits in a lane's work; others may be taking from it."""
+        while work:
+            try:
+                call, value = work.popleft()
+            except IndexError:
+                return
+            if call is None:
+                self._crew.post(self._give, *value)
+            else:
+                self._crew.post(self._resume, call, value)
+
+    def _give(self, answer: Answer, delivery: Any) -> None:
+        """Give an answer in a worker."""
+        lane = Lane(self._core)
+        lane.delivery = delivery
+        if delivery is not None:
+            self._resumed[lane] = delivery[0]
+        try:
+            self._deliver(lane, answer)
+        finally:
+            self._resumed.pop(lane, None)
+
+    def _resume_each(self, woken: Sequence[tuple[Call, int]], pollers: Sequence[int] = ()) -> None:
+        for kh in pollers:
+            lib.channel_notify_poll(self._core, kh)
+        for call, value in woken:
+            self._crew.post(self._resume, call, value)
+
+    def _resume_from(self, call: Call, wait: Wait, value: int) -> None:
+        """Resume a call with `value` if it is still parked on this; in a worker."""
+        with self._lock:
+            if call.wait is not wait:
+                return
+            call.unpark()
+        self._resume(call, value)
+
+    def _resume(self, call: Call, value: int) -> None:
+        """Resume a call in a worker, and leave those that it wakes to others: it may be stuck then."""
+        lane = Lane(self._core)
+        lane.nested = True
+        self._resumed[lane] = call
+        try:
+            self._lock.acquire()  # _drive() releases it
+            answer = self._drive(lane, call, value)
+            self._resume_each(lane.work)
+            lane.work.clear()
+            self._deliver(lane, answer)
+        finally:
+            del self._resumed[lane]
+        self._resume_each(lane.work)
+
+    # Answers.
+
+    def _finish(self, lane: Lane, call: Call, outcome: Outcome) -> Answer | None:
+        """Make the answer of a call that is over; None: it is given elsewhere."""
+        if call.parked:
+            del self._parked[call.unique]
+        if outcome.buffers and call.open.region.kind is _PAGE_CACHE:
+            self._clear_way(lane)
+            if not self.publish(outcome) and outcome.data:
+                for file, _, _ in outcome.files:
+                    file.close()
+                outcome = self.undelivered(call, outcome, 0, errno.ENOMEM)
+        if (outcome.files or outcome.closes) and not call.let_go:
+            self.transfers[call.unique] = call
+            Transfer(self, self._channel, call, outcome).begin(self._installer)
+            return None
+        for file, _, _ in outcome.files:
+            file.close()
+        if outcome.data:
+            lane.delivery = call, outcome
+        return call.answer(outcome)
+
+    def _deliver(self, lane: Lane, answer: Answer | None) -> None:
+        """Give an answer now."""
+        while answer is not None:
+            stored = lib.channel_deliver(self._core, *answer)
+            if stored == answer[-1]:
+                return
+            call, outcome = lane.delivery
+            answer = call.answer(self.undelivered(call, outcome, max(stored, 0), -min(stored, 0)))
+
+    def _short(self, lane: Lane) -> Answer | None:
+        fields = lane.fields
+        call, outcome = lane.delivery
+        return call.answer(self.undelivered(call, outcome, fields.copied, fields.error))  # type: ignore[no-any-return]
+
+    def undelivered(self, call: Call, outcome: Outcome, copied: int, error: int) -> Outcome:
+        """Have the engine take back an outcome, since only `copied` bytes of its data were stored; return another."""
+        process = call.open.process
+        if error == errno.EPERM:
+            self._note_denied(call)
+        with self._lock:
+            # A release does not wait for answers of calls that were let go.
+            if process.is_dead:
+                return Outcome(-errno.EFAULT)
+            instead = process.undeliver(call.task, outcome.argument, copied)
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+        return instead
+
+    def install_failed(self, call: Call, outcome: Outcome) -> Outcome | None:
+        """Have the engine take back an outcome whose files could not be installed; return the one instead, if any."""
+        process = call.open.process
+        with self._lock:
+            if process.is_dead:
+                return None
+            instead = process.install_failed(call.task, outcome)
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+        return instead
+
+    def installed(self, call: Call, outcome: Outcome, numbers: list[int]) -> None:
+        """Tell the engine which numbers an outcome's files have in the client, and the client."""
+        for (_, region, offset), number in zip(outcome.files, numbers, strict=True):
+            region.store(offset, number.to_bytes(4, sys.byteorder))
+        if call.open.region.kind is _PAGE_CACHE:
+            self.publish(outcome)
+        with self._lock:
+            if not call.open.process.is_dead:
+                call.open.process.installed(call.task, numbers, outcome)
+
+    def publish(self, outcome: Outcome) -> bool:
+        """Put an outcome's buffers into the client's page cache; tell whether that went well."""
+        for region, offset, size in outcome.buffers:
+            assert isinstance(region, Region)  # all of this mount's are
+            error = region.publish(self._core, offset, size)
+            if error and error != -errno.ENOENT:
+                _log.error("cannot store into the page cache: %s", os.strerror(-error))
+                return False
+        return True
+
+    # Effects.
+
+    def _clear_way(self, lane: Lane) -> None:
+        """Do what others wait for before what a client can delay."""
+        if lane.work and not lane.nested:
+            lane.nested = True
+            call = lane.serving
+            self._deliver(lane, self.work_off(lane, None))
+            lane.serving = call
+            lane.nested = False
+
+    def _copy_in(self, lane: Lane, call: Call, effect: CopyIn) -> bytes:
+        address = effect.address
+        size = effect.size
+        if lane.call is call:
+            fields = lane.fields
+            start = address - fields.data_address
+            data_size = fields.data_size
+            if start >= 0 and start + size <= data_size:
+                return lane.data[start : start + size]  # type: ignore[no-any-return]
+            start = address - fields.offsets_address
+            if start >= 0 and start + size <= fields.offsets_size:
+                start += data_size
+                return lane.data[start : start + size]  # type: ignore[no-any-return]
+        self._clear_way(lane)
+        return memory.read(call.task.tid, address, size)
+
+    def _copy_out(self, lane: Lane, call: Call, effect: CopyOut) -> int:
+        # As with the driver the caller reads before they run whom it has woken. Should this be held up, a new leader
+        # finds them in `lane.work`; only where there will be none do they go first.
+        if self._crew.austere or self._crew.leader is not lane:
+            self._clear_way(lane)
+        return memory.write(call.task.tid, effect.address, effect.data)
+
+    def _copy_to_buffer(self, lane: Lane, call: Call, effect: CopyToBuffer) -> int:
+        region = effect.region
+        if not isinstance(region, Region):
+            # The receiver is over, and so is its region.
+            return effect.size
+        self._clear_way(lane)
+        return region.copy_from(call.task.tid, effect.address, effect.size, effect.offset)
+
+    def _find_mapping(self, lane: Lane, call: Call, effect: FindMapping) -> tuple[int, int] | None:
+        del call
+        opened = self._by_process.get(effect.process)
+        if opened is None:
+            return None
+        self._clear_way(lane)
+        return tasks.find_mapping(opened.identity.pid, opened.inode, self.device)
+
+    def find_mappings(self) -> None:
+        """Look up where processes have mapped their device that nobody has had to know yet: the logs show its size."""
+        with self._lock:
+            unmapped = self._engine.unmapped()
+        for process in unmapped:
+            opened = self._by_process.get(process)
+            mapping = opened and tasks.find_mapping(opened.identity.pid, opened.inode, self.device)
+            if mapping:
+                with self._lock:
+                    process.map(*mapping)
+
+    def wake(self) -> None:
+        """Resume, and let poll again, whom the engine has made ready while somebody else had it locked."""
+        with self._lock:
+            woken, pollers = self._woken()
+        self._resume_each(woken, pollers)
+
+    def _populate(self, lane: Lane, call: Call, effect: Populate) -> int:
+        del lane, call
+        region = effect.region
+        if not isinstance(region, Region):
+            return 0
+        return region.populate(effect.offset, effect.size)
+
+    def _get_file(self, lane: Lane, call: Call, effect: GetFile) -> files.File | int:
+        if effect.fd > _INT_MAX:
+            return -errno.EBADF
+        self._clear_way(lane)
+        return files.get_file(call.task.tid, effect.fd)
+
+    def _find_room(self, lane: Lane, call: Call, effect: FindRoom) -> int:
+        self._clear_way(lane)
+        return 0 if tasks.has_room(call.task.tid, effect.count) else -errno.EMFILE
+
+    def _get_security_context(self, lane: Lane, call: Call, effect: GetSecurityContext) -> bytes | int:
+        del lane, effect
+        label = tasks.label(call.task.tid)
+        return label if isinstance(label, bytes) else self._label or label
+
+    def _set_nice(self, lane: Lane, call: Call, effect: SetNice) -> int:
+        del lane
+        return tasks.set_nice(call.task.tid, effect.nice)
+
+    def _set_scheduling(self, lane: Lane, call: Call, effect: SetScheduling) -> tuple[int, int]:
+        del lane
+        return tasks.set_scheduling(call.task.tid, effect.scheduling)
+
+    # The log.
+
+    def _note_stranger(self, uid: int) -> None:
+        if uid not in self._strangers:
+            self._strangers.add(uid)
+            _log.warning("a process of user %d lives in a pid namespace that this one does not see: EPERM", uid)
+
+    def _note_hidden(self, uid: int) -> None:
+        if uid not in self._strangers:
+            self._strangers.add(uid)
+            _log.warning("a process of user %d is not in /proc, which is hidden or not mounted: EPERM", uid)
+
+    def _note_denied(self, call: Call) -> None:
+        opened = call.open
+        if not opened.denied:
+            opened.denied = True
+            _log.warning("no right to the memory of process %d (CAP_SYS_PTRACE): EFAULT", opened.identity.pid)

@@ -1,0 +1,170 @@
+"""The server of one mount: engine, device plane, channel and tree put together, from /dev/fuse to the end of the mount.
+
+It ends when the mount does (umount, or the last user of a lazily unmounted one goes), or on SIGTERM, SIGINT and
+SIGHUP, when it unmounts lazily itself; clients that still have a device open then get ENOTCONN.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import json
+import logging
+import os
+import signal
+import time
+from typing import TYPE_CHECKING
+
+import pyfuse3
+import trio
+
+from binderfs_fuse import __version__
+from binderfs_fuse.engine.context import Engine
+from binderfs_fuse.engine.limits import Limits
+from binderfs_fuse.fuse import mounting
+from binderfs_fuse.fuse.channel import Channel
+from binderfs_fuse.fuse.control import Control, start_time
+from binderfs_fuse.fuse.device import DevicePlane
+from binderfs_fuse.fuse.mounting import MountError
+from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
+from binderfs_fuse.fuse.tree import Device, Tree
+from binderfs_fuse.host import privileges
+
+if TYPE_CHECKING:
+    import socket
+    from collections.abc import Awaitable, Callable
+
+    from binderfs_fuse.fuse.mounting import Connection
+    from binderfs_fuse.fuse.settings import Settings
+
+_log = logging.getLogger(__name__)
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+
+
+def serve(
+    connection: Connection,
+    settings: Settings,
+    ready: Callable[[], object],
+    supervisor: socket.socket | None = None,
+) -> None:
+    """Answer until the mount ends; call `ready` when what is asked will be answered.
+
+    `supervisor` is for what reaches the server by another way than FUSE (`command.supervisor`). Raises `MountError`
+    where the settings do not allow a mount; it is unmounted then.
+    """
+    try:
+        engine = Engine(
+            time.monotonic_ns, android_priority=settings.priority == "android", limits=Limits(**settings.limits)
+        )
+        plane = DevicePlane(engine, settings, connection.device)
+        try:
+            tree = Tree(engine, plane, settings, (connection.uid, connection.gid))
+        except OSError as error:
+            text = f"max={settings.maximum} leaves no room for {len(settings.devices)} devices"
+            raise MountError(text, errno.ENOSPC) from error
+        Control(tree, engine, _texts(engine, plane, tree, settings, connection))
+        channel = Channel(connection.descriptor, plane)
+        pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
+        # Threads have what their maker has: so before the first one.
+        privileges.settle()
+        privileges.drop()
+        if settings.seccomp and (reason := privileges.confine()):
+            _log.warning("there is no filter of system calls: %s", reason)
+        try:
+            obey = functools.partial(_obey, supervisor, plane, tree) if supervisor is not None else trio.sleep_forever
+            trio.run(_run, channel, connection, ready, obey)
+        finally:
+            pyfuse3.close(unmount=False)
+    finally:
+        mounting.disconnect(connection)
+
+
+def _texts(
+    engine: Engine, plane: DevicePlane, tree: Tree, settings: Settings, connection: Connection
+) -> dict[str, Callable[[], bytes]]:
+    """Make what a server can be asked for.
+
+    ``info`` of itself, as JSON; two logs, which the mount may not show; and ``check``, what is wrong with the engine,
+    which is nothing.
+    """
+    began = time.time()
+
+    def info() -> bytes:
+        with engine.lock:
+            managers = [context.manager for context in engine.contexts.values()]
+        return json.dumps(
+            {
+                "pid": os.getpid(),
+                "start": start_time(os.getpid()),
+                "version": __version__,
+                "mountpoint": os.fspath(connection.mountpoint),
+                "uptime": time.time() - began,
+                "max": tree.maximum,
+                "stats": settings.stats,
+                "managers": [node.debug_id for node in managers if node is not None],
+                "region": plane.kind.value,
+                "devices": [os.fsdecode(name) for name, node in tree.root.names.items() if isinstance(node, Device)],
+            }
+        ).encode()
+
+    def check() -> bytes:
+        from binderfs_fuse.engine import invariants  # noqa: PLC0415 - hardly ever needed
+
+        with engine.lock:
+            try:
+                invariants.check(engine)
+            except AssertionError as error:
+                return str(error).encode()
+        return b""
+
+    return {
+        "info": info,
+        "check": check,
+        "state": lambda: tree.take(functools.partial(engine.logs.state, unnoticed=True)),
+        "stats": lambda: tree.take(engine.logs.stats),
+    }
+
+
+async def _run(
+    channel: Channel, connection: Connection, ready: Callable[[], object], obey: Callable[[], Awaitable[None]]
+) -> None:
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_stop_on_signal, connection)
+        nursery.start_soon(obey)
+        token = trio.lowlevel.current_trio_token()
+        # To shut the socket would do too, but not without a complaint of libfuse's on standard error.
+        channel.hang_up = functools.partial(_end, token)
+        channel.start()
+        _log.info("serving %s", connection.mountpoint)
+        ready()
+        await pyfuse3.main()
+        channel.stop()
+        nursery.cancel_scope.cancel()
+
+
+async def _obey(supervisor: socket.socket, plane: DevicePlane, tree: Tree) -> None:
+    """Answer a supervisor until it hangs up."""
+    connection = trio.socket.from_stdlib_socket(supervisor)
+    while request := await connection.recv(REQUEST.size):
+        kind, first, second, _, inode = REQUEST.unpack(request)
+        if kind == Kind.IOCTL:
+            error = await trio.to_thread.run_sync(plane.ioctl_without_argument, inode, first, second)
+        else:
+            error = tree.reconfigure(first, stats=bool(second))
+        await connection.send(ANSWER.pack(error))
+
+
+def _end(token: trio.lowlevel.TrioToken) -> None:
+    """End pyfuse3's main loop, from a thread of the channel's."""
+    with contextlib.suppress(trio.RunFinishedError):
+        trio.from_thread.run_sync(pyfuse3.terminate, trio_token=token)
+
+
+async def _stop_on_signal(connection: Connection) -> None:
+    with trio.open_signal_receiver(*_STOP_SIGNALS) as received:
+        async for number in received:
+            _log.info("%s: unmounting", signal.Signals(number).name)
+            await trio.to_thread.run_sync(mounting.disconnect, connection)
+            pyfuse3.terminate()

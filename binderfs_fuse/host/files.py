@@ -1,0 +1,330 @@
+"""Open files on their way from one task to another (pidfd_getfd(2), ptrace(2)).
+
+Theory of operation
+-------------------
+A file comes out of its sender with `get_file`, and waits as a `File`. Into the receiver it goes by the receiver's own
+system calls, which `ptrace.c` makes it run on its way out of its ioctl. So a transfer is built around the reply: a
+tracer thread seizes the task, has the reply sent, waits for the task to stop, has it install the files, lets the
+numbers be written where they belong, and lets it go. No code of the task runs in between: to it, this is one ioctl.
+
+What cannot be known before the reply, that the table of descriptors is full for instance, shows when it is too late
+to reply otherwise. Then the task, still stopped, is given another result, or made to make its ioctl again (`RESTART`);
+what the first reply stored in its memory can be replaced.
+
+ptrace knows threads, not processes: whoever seizes must do the rest. Tracer threads are started as needed, for one can
+be held up by a client that withholds memory which the kernel needs before the task can stop, and others must not wait
+for it. The same goes for closing: a close can be a request to another FUSE server, or to this one.
+
+Invariants
+----------
+- A `File` owns one descriptor, close-on-exec, and is closed exactly once.
+- Callbacks come with no lock held. `File.close` and `FileInstaller.install` wait for nothing, so any lock may be held.
+- A task stays seized only while its tracer is at it. A tracer that loses its task, or its way, ends, and with the
+  thread the kernel takes back all that it held: no task stays stopped, no zombie is left, no exit status is kept from
+  a parent.
+- Nothing in this process may wait for just any child (``waitpid(-1)``): it could take the tracers' news.
+
+PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request.
+It is to be ignored: the request is being answered.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import logging
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+from binderfs_fuse._ptrace import ffi, lib
+from binderfs_fuse.host import tasks
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+_log = logging.getLogger(__name__)
+
+RESTART: Final = -514
+"""A result that makes the task make its system call again, or have -EINTR where a signal handler runs first."""
+
+
+class File:
+    """A reference to somebody's open file: a descriptor of this process, which it owns."""
+
+    __slots__ = ("_fd",)
+
+    def __init__(self, fd: int) -> None:
+        """Take over descriptor `fd`, which must be close-on-exec."""
+        self._fd = fd
+
+    def fileno(self) -> int:
+        """Return the descriptor; raises ValueError after `close`."""
+        if self._fd < 0:
+            raise ValueError("the file is closed")
+        return self._fd
+
+    def close(self) -> None:
+        """Give the reference up, without waiting: another thread closes it. Raises ValueError the second time."""
+        fd = self.detach()
+        _closers.submit(lambda: _close(fd))
+
+    def detach(self) -> int:
+        """Return the descriptor, which from now on is the caller's; raises ValueError after `close`."""
+        fd = self.fileno()
+        self._fd = -1
+        return fd
+
+    def __del__(self) -> None:
+        """Close what was forgotten, with a ResourceWarning."""
+        if self._fd >= 0:
+            warnings.warn(f"unclosed file {self._fd}", ResourceWarning, source=self, stacklevel=2)
+            self.close()
+
+
+def get_file(tid: int, fd: int) -> File | int:
+    """Return a reference to what descriptor `fd` is to task `tid`, or a negative errno.
+
+    -EBADF where the descriptor is not open, or is an O_PATH one, as in the kernel; -EPERM, with a line in the log,
+    where this process may not trace that task; -EMFILE where this process has too many descriptors; -ESRCH where the
+    task is gone.
+    """
+    taken: int = lib.take_file(tid, fd)
+    if taken >= 0:
+        return File(taken)
+    if taken == -errno.EPERM:
+        _complain(f"cannot take a file descriptor from {_name(tid)}: no right to trace it (CAP_SYS_PTRACE)")
+    return taken
+
+
+class FileInstaller:
+    """Installs files in tasks, and closes descriptors there."""
+
+    def __init__(self, tracers: int = 64) -> None:
+        """Trace at most that many tasks at once; others wait for one to be through."""
+        self._tracers = _Crew("tracer", tracers)
+
+    def install(
+        self,
+        tid: int,
+        files: Sequence[File],
+        *,
+        reply: Callable[[], bool],
+        patch: Callable[[list[int]], int | None],
+        failed: Callable[[int], int | None],
+        closes: Sequence[int] = (),
+    ) -> None:
+        """Close descriptors in task `tid`, then install files there, while a system call of it is being answered.
+
+        The task is blocked in that system call, and stays so until `reply`. Returns at once; a tracer thread then calls
+
+        `reply()`         answer the system call; False if it turns out that nobody waits for the answer
+        `patch(numbers)`  all files are installed, close-on-exec, under these numbers, each the lowest that was free.
+                          The task has left the system call, but runs only once this has returned
+        `failed(error)`   in its place, with a negative errno: no file is installed. Where `reply` has not been called
+                          yet, which this may do now, the task still waits for it; else the task is stopped as for
+                          `patch`, unless it is gone
+
+        The last two return None, or the system call's result in place of the one replied: 0, a negative errno or
+        `RESTART`. It counts only where the task is stopped.
+
+        Errors: -EPERM (traced by another already, or no right to) and -ENOSYS (no such machine) come before the reply;
+        after it -ECONNABORTED (`reply` said False), -ESRCH (the task is gone), -EMFILE (too few numbers are free),
+        -EOPNOTSUPP (a 32-bit task), -EFAULT (no stack), or what the task's system call filter says to socketpair or
+        recvmsg. What the user can mend is in the log, in one line.
+
+        `closes` are passed over where not open, and are not closed where the task could not be stopped. The files
+        are taken over, and closed whatever comes of it. Raises RuntimeError after `close`.
+        """
+        self._tracers.submit(_Transfer(tid, tuple(files), tuple(closes), reply, patch, failed))
+
+    def close_files(
+        self,
+        tid: int,
+        fds: Sequence[int],
+        *,
+        reply: Callable[[], bool],
+        closed: Callable[[], int | None],
+        failed: Callable[[int], int | None],
+    ) -> None:
+        """Close descriptors in task `tid`: `install` with nothing to install, and `closed()` for `patch`."""
+        self.install(tid, (), reply=reply, patch=lambda _: closed(), failed=failed, closes=fds)
+
+    def close(self) -> None:
+        """Let the tracer threads end, each after what it is at."""
+        self._tracers.close()
+
+
+@dataclass(frozen=True, slots=True)
+class _Transfer:
+    tid: int
+    files: tuple[File, ...]
+    closes: tuple[int, ...]
+    reply: Callable[[], bool]
+    patch: Callable[[list[int]], int | None]
+    failed: Callable[[int], int | None]
+
+    def __call__(self) -> bool:
+        """Run it; return whether this thread holds no task any more."""
+        try:
+            return self._run()
+        finally:
+            for file in self.files:
+                _close(file.detach())
+
+    def _run(self) -> bool:
+        tracee = ffi.new("struct tracee *")
+        error = lib.tracee_seize(tracee, self.tid)
+        if error != 0:
+            self._explain(error, _seizing)
+            self.failed(error)
+            return not tracee.dead
+        replied = self.reply()
+        error = lib.tracee_stopped(tracee)
+        numbers: list[int] = []
+        if error == 0 and replied:
+            error, numbers = self._exchange(tracee)
+        elif not replied:
+            error = -errno.ECONNABORTED
+        if tracee.dead:
+            self.failed(-errno.ESRCH)
+            return False
+        if error != 0:
+            self._explain(error, _installing)
+        try:
+            result = self.patch(numbers) if error == 0 else self.failed(error)
+            if result == RESTART:
+                lib.tracee_restart(tracee)
+            elif result is not None:
+                lib.tracee_return(tracee, result)
+        finally:
+            lib.tracee_release(tracee)
+        return not tracee.dead
+
+    def _exchange(self, tracee: ffi.CData) -> tuple[int, list[int]]:
+        error = lib.tracee_close(tracee, self.closes, len(self.closes)) if self.closes else 0
+        if error != 0 or not self.files:
+            return error, []
+        numbers = ffi.new("int[]", len(self.files))
+        error = lib.tracee_install(tracee, [file.fileno() for file in self.files], len(self.files), numbers)
+        return error, list(numbers)
+
+    def _explain(self, error: int, reason: Callable[[int, int], str | None]) -> None:
+        text = reason(self.tid, error)
+        if text is not None:
+            _complain(f"cannot install file descriptors in {_name(self.tid)}: {text}")
+
+
+def _seizing(tid: int, error: int) -> str | None:
+    """Say why a task could not be seized, where that is worth a line."""
+    if error == -errno.EPERM:
+        tracer = int(_field(tid, b"TracerPid") or 0)
+        return f"{_name(tracer)} traces it" if tracer else "no right to trace it (CAP_SYS_PTRACE)"
+    if error == -errno.ENOSYS:
+        return f"no layout of registers for {os.uname().machine}"
+    return None
+
+
+def _installing(_tid: int, error: int) -> str | None:
+    """Say why a stopped task could not install files, where that is worth a line."""
+    if error in (-errno.ECONNABORTED, -errno.EMFILE):
+        return None
+    if error == -errno.EOPNOTSUPP:
+        return "a 32-bit program, or one that makes system calls in an unknown way"
+    return f"socketpair or recvmsg fails in it: {os.strerror(-error)}"
+
+
+def _field(tid: int, name: bytes) -> bytes | None:
+    """Return one value of ``/proc/TID/status``, or None."""
+    try:
+        return tasks.status(tid).get(name)
+    except OSError:
+        return None
+
+
+def _name(tid: int) -> str:
+    # A task may have any characters in its name: the log gets only those that are harmless.
+    name = _field(tid, b"Name")
+    return f"task {tid} ({ascii(os.fsdecode(name))[1:-1] if name is not None else 'gone'})"
+
+
+_last_complaint = ""
+
+
+def _complain(line: str) -> None:
+    """Log a line, but not the same one over and over: a client decides how often this happens."""
+    global _last_complaint  # noqa: PLW0603 - it is about the log, of which there is one
+    if line != _last_complaint:
+        _last_complaint = line
+        _log.warning("%s", line)
+
+
+def _close(fd: int) -> bool:
+    # An error is about what was written before; the descriptor is gone all the same.
+    with contextlib.suppress(OSError):
+        os.close(fd)
+    return True
+
+
+class _Crew:
+    """Threads that each run one task at a time: as many as there are tasks at once, up to a limit.
+
+    A task returns whether its thread can go on to another. A thread ends when it cannot, or when the task raises; tasks
+    that wait get another.
+    """
+
+    def __init__(self, name: str, limit: int) -> None:
+        self._name = name
+        self._limit = limit
+        self._tasks: SimpleQueue[Callable[[], bool] | None] = SimpleQueue()
+        self._lock = threading.Lock()
+        # All guarded by the lock. Each task in the queue is either promised to one of the threads, or waits.
+        self._threads = 0
+        self._idle = 0  # threads to which no task is promised
+        self._waiting = 0  # tasks
+        self._closed = False
+
+    def submit(self, task: Callable[[], bool]) -> None:
+        """Have a thread run the task; raises RuntimeError after `close`."""
+        with self._lock:
+            if self._closed:
+                raise RuntimeError(f"no {self._name} threads any more")
+            self._tasks.put(task)
+            if self._idle:
+                self._idle -= 1
+            elif self._threads < self._limit:
+                self._start()
+            else:
+                self._waiting += 1
+
+    def close(self) -> None:
+        """Let the threads end once no task waits."""
+        with self._lock:
+            self._closed = True
+            for _ in range(self._threads):
+                self._tasks.put(None)
+
+    def _start(self) -> None:
+        self._threads += 1
+        threading.Thread(target=self._work, name=f"binderfs {self._name}", daemon=True).start()
+
+    def _work(self) -> None:
+        try:
+            while (task := self._tasks.get()) is not None and task():
+                with self._lock:
+                    if self._waiting:
+                        self._waiting -= 1
+                    else:
+                        self._idle += 1
+        finally:
+            with self._lock:
+                self._threads -= 1
+                if self._waiting:
+                    self._waiting -= 1
+                    self._start()
+
+
+_closers: Final = _Crew("closer", 64)

@@ -1,0 +1,529 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * See system.h for what this offers, fuse/lane.py for why.
+ *
+ * Who leads. `channel.state` holds the leading lane's address, and in its lowest bit whether that lane waits in
+ * read(). Every change of who leads goes through a compare-and-swap of that one word, so at no time do two lanes read,
+ * and none reads unwatched:
+ *
+ *     the leader    (lane, 0) -> (lane, 1)    before read(); fails if it was demoted
+ *                   (lane, 1) -> (lane, 0)    after read(); nobody else touches a state with the bit set
+ *     the watcher   (lane, 0) -> (self, 0)    when it found the same lane at the same turn, busy, twice in a row
+ *
+ * Since one lane reads at a time, an INTERRUPT, which the kernel queues behind the request it names, is never seen
+ * before that request is in its lane's record.
+ *
+ * The watcher ticks only while requests come. When none came for DOZE_TICKS it sets `dozing`, looks once more whether
+ * the turn is still the same, and sleeps on it. The leader counts its turn before it looks at `dozing`. One of them
+ * sees the other, so the leader's system call to wake the watcher is paid once after each silence.
+ */
+#ifndef _GNU_SOURCE
+#define _GNU_SOURCE
+#endif
+#include "system.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <linux/futex.h>
+#include <stdatomic.h>
+#include <stdbool.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
+#include <sys/syscall.h>
+#include <sys/uio.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_WRITE
+#define MADV_POPULATE_WRITE 23 /* Linux 5.14 */
+#endif
+#ifndef MFD_NOEXEC_SEAL
+#define MFD_NOEXEC_SEAL 8U /* Linux 6.3 */
+#endif
+#ifndef F_SEAL_FUTURE_WRITE
+#define F_SEAL_FUTURE_WRITE 0x0010 /* Linux 5.1 */
+#endif
+
+#define TICK_NS 1000000L
+#define REPORT_TICKS 16 /* at most so often does the watcher return WATCH_TICK */
+#define IDLE_TICKS 4
+#define DOZE_TICKS 64
+
+#define READING ((uintptr_t)1)
+
+struct channel {
+    int fuse_fd;
+    _Atomic uintptr_t state;
+    _Atomic uint32_t turn; /* requests read, by whichever lane */
+    _Atomic uint32_t dozing; /* 1: the watcher sleeps on this */
+    _Atomic bool stopping;
+    _Atomic bool rung;       /* somebody wants a WATCH_IDLE though no request came */
+    uint32_t reported_turn;  /* the watcher's: the turn at its last WATCH_TICK or WATCH_IDLE */
+    _Atomic uint32_t shunned_count;
+    _Atomic uint64_t shunned[SHUNNED_MAX];
+};
+
+struct lane {
+    struct channel *channel;
+    struct record record;
+    _Alignas(8) uint8_t message[MESSAGE_MAX];
+    _Alignas(8) uint8_t commands[COMMANDS_MAX];
+    _Alignas(8) uint8_t data[DATA_MAX];
+};
+
+struct channel *channel_create(int fuse_fd)
+{
+    struct channel *channel = calloc(1, sizeof(*channel));
+    if (channel)
+        channel->fuse_fd = fuse_fd;
+    return channel;
+}
+
+struct lane *lane_create(struct channel *channel)
+{
+    struct lane *lane = calloc(1, sizeof(*lane));
+    if (lane)
+        lane->channel = channel;
+    return lane;
+}
+
+void lane_free(struct lane *lane)
+{
+    free(lane);
+}
+
+struct record *lane_record(struct lane *lane)
+{
+    return &lane->record;
+}
+
+uint8_t *lane_message(struct lane *lane)
+{
+    return lane->message;
+}
+
+uint8_t *lane_commands(struct lane *lane)
+{
+    return lane->commands;
+}
+
+uint8_t *lane_data(struct lane *lane)
+{
+    return lane->data;
+}
+
+/* ---- memory of other tasks ---- */
+
+static ssize_t transfer(bool write, uint32_t tid, const struct iovec *local, const struct iovec *remote, size_t count)
+{
+    ssize_t done = write ? process_vm_writev((pid_t)tid, local, 1, remote, count, 0)
+                         : process_vm_readv((pid_t)tid, local, 1, remote, count, 0);
+    return done < 0 ? -errno : done;
+}
+
+long memory_read(uint32_t tid, uint64_t address, void *buffer, size_t size)
+{
+    struct iovec local = {buffer, size};
+    struct iovec remote = {(void *)(uintptr_t)address, size};
+    return transfer(false, tid, &local, &remote, 1);
+}
+
+long memory_write(uint32_t tid, uint64_t address, const void *data, size_t size)
+{
+    struct iovec local = {(void *)(uintptr_t)data, size};
+    struct iovec remote = {(void *)(uintptr_t)address, size};
+    return transfer(true, tid, &local, &remote, 1);
+}
+
+/* ---- receive ---- */
+
+static bool is_transaction(uint32_t command)
+{
+    return command == BC_TRANSACTION || command == BC_REPLY || command == BC_TRANSACTION_SG || command == BC_REPLY_SG;
+}
+
+/* Fetch data and offsets of the first transaction in the command stream, in one system call, if they are small. They
+ * only serve to save the step that system call; whatever is odd about them is left to it. */
+static void fetch_transaction(struct lane *lane)
+{
+    struct record *record = &lane->record;
+    const uint8_t *next = lane->commands;
+    const uint8_t *end = next + record->commands_size;
+
+    while (end - next >= (ptrdiff_t)sizeof(uint32_t)) {
+        uint32_t command;
+        struct binder_transaction_data transaction;
+
+        memcpy(&command, next, sizeof(command));
+        next += sizeof(command);
+        if (_IOC_TYPE(command) != 'c' || end - next < (ptrdiff_t)_IOC_SIZE(command))
+            return;
+        if (!is_transaction(command)) {
+            next += _IOC_SIZE(command);
+            continue;
+        }
+        memcpy(&transaction, next, sizeof(transaction));
+        if (transaction.data_size > DATA_MAX || transaction.offsets_size > DATA_MAX - transaction.data_size)
+            return;
+
+        size_t data_size = transaction.data_size;
+        size_t offsets_size = transaction.offsets_size;
+        struct iovec local = {lane->data, data_size + offsets_size};
+        struct iovec remote[2] = {
+            {(void *)(uintptr_t)transaction.data.ptr.buffer, data_size},
+            {(void *)(uintptr_t)transaction.data.ptr.offsets, offsets_size},
+        };
+        if (local.iov_len == 0)
+            return;
+        ssize_t done = transfer(false, record->tid, &local, remote, offsets_size ? 2 : 1);
+        if (done < (ssize_t)data_size)
+            return;
+        record->data_address = transaction.data.ptr.buffer;
+        record->data_size = (uint32_t)data_size;
+        if (done == (ssize_t)local.iov_len) {
+            record->offsets_address = transaction.data.ptr.offsets;
+            record->offsets_size = (uint32_t)offsets_size;
+        }
+        return;
+    }
+}
+
+static bool is_shunned(struct channel *channel, uint64_t fh, uint32_t uid)
+{
+    uint64_t user = SHUN_USER | uid;
+    uint32_t left = atomic_load_explicit(&channel->shunned_count, memory_order_relaxed);
+    for (uint32_t i = 0; left && i < SHUNNED_MAX; i++) {
+        uint64_t shunned = atomic_load_explicit(&channel->shunned[i], memory_order_relaxed);
+        if (shunned == 0)
+            continue;
+        if (shunned == fh || shunned == user || shunned == UINT64_MAX)
+            return true;
+        left--;
+    }
+    return false;
+}
+
+/* Fetch what an ioctl points to. `record` has been filled from the headers. */
+static void gather(struct lane *lane)
+{
+    struct record *record = &lane->record;
+    struct binder_write_read request;
+
+    if (record->tid == 0 || record->command != BINDER_WRITE_READ || record->in_size != sizeof(request) ||
+        is_shunned(lane->channel, record->fh, record->uid))
+        return;
+    memcpy(&request, lane->message + sizeof(struct fuse_in_header) + sizeof(struct fuse_ioctl_in), sizeof(request));
+    if (request.write_size <= request.write_consumed) {
+        record->commands_size = 0;
+        return;
+    }
+    size_t size = request.write_size;
+    /* The engine counts from the buffer's first byte; one that is begun in its middle is rare, and left to it. */
+    if (size > COMMANDS_MAX || request.write_consumed)
+        return;
+    if (memory_read(record->tid, request.write_buffer, lane->commands, size) != (long)size)
+        return;
+    record->commands_size = (int32_t)size;
+    fetch_transaction(lane);
+}
+
+/* Take the message in the lane apart; returns its opcode. */
+static int dissect(struct lane *lane, size_t length)
+{
+    struct record *record = &lane->record;
+    struct fuse_in_header header;
+    struct fuse_ioctl_in ioctl;
+
+    memcpy(&header, lane->message, sizeof(header));
+    record->length = (uint32_t)length;
+    record->opcode = header.opcode;
+    record->unique = header.unique;
+    record->tid = header.pid;
+    record->uid = header.uid;
+    if (header.opcode == FUSE_IOCTL || header.opcode == FUSE_POLL) {
+        memcpy(&record->fh, lane->message + sizeof(header), sizeof(record->fh));
+        /* The raw system call: glibc's getpriority() cannot tell -1 from an error. */
+        record->nice = 20 - (int)syscall(SYS_getpriority, PRIO_PROCESS, record->tid);
+    }
+    if (header.opcode == FUSE_IOCTL) {
+        memcpy(&ioctl, lane->message + sizeof(header), sizeof(ioctl));
+        record->argument = ioctl.arg;
+        record->command = ioctl.cmd;
+        record->in_size = ioctl.in_size;
+        record->out_size = ioctl.out_size;
+        record->commands_size = -1;
+        record->data_size = 0;
+        record->offsets_size = 0;
+        gather(lane);
+    }
+    return (int)header.opcode;
+}
+
+int lane_copy(struct lane *lane, uint64_t address, size_t size, uint8_t *region, size_t offset)
+{
+    const struct record *record = &lane->record;
+    uint64_t start = address - record->data_address;
+
+    if (start > record->data_size || size > record->data_size - start)
+        return false;
+    memcpy(region + offset, lane->data + start, size);
+    return true;
+}
+
+static void wake_watcher(struct channel *channel)
+{
+    if (atomic_load(&channel->dozing) && atomic_exchange(&channel->dozing, 0))
+        syscall(SYS_futex, &channel->dozing, FUTEX_WAKE_PRIVATE, INT_MAX, NULL, NULL, 0);
+}
+
+void lane_lead(struct lane *lane)
+{
+    atomic_store(&lane->channel->state, (uintptr_t)lane);
+}
+
+int lane_receive(struct lane *lane)
+{
+    struct channel *channel = lane->channel;
+    uintptr_t self = (uintptr_t)lane;
+
+    if (!atomic_compare_exchange_strong(&channel->state, &self, self | READING))
+        return EVENT_DEMOTED;
+    for (;;) {
+        ssize_t length = read(channel->fuse_fd, lane->message, sizeof(lane->message));
+        if (length >= (ssize_t)sizeof(struct fuse_in_header)) {
+            atomic_store(&channel->state, (uintptr_t)lane);
+            atomic_fetch_add(&channel->turn, 1);
+            wake_watcher(channel);
+            return dissect(lane, (size_t)length);
+        }
+        /* ENOENT: the request was withdrawn while it was being read. */
+        if (length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT) {
+            lane->record.error = errno;
+            return EVENT_CLOSED;
+        }
+    }
+}
+
+int lane_restore(struct lane *lane, const void *message, size_t size)
+{
+    if (size > sizeof(lane->message))
+        return -EMSGSIZE;
+    memcpy(lane->message, message, size);
+    return dissect(lane, size);
+}
+
+/* ---- deliver ---- */
+
+static int put(struct channel *channel, struct iovec *parts, int count, int error, uint64_t unique)
+{
+    struct fuse_out_header header = {sizeof(header), error, unique};
+
+    for (int i = 1; i < count; i++)
+        header.len += (uint32_t)parts[i].iov_len;
+    parts[0] = (struct iovec){&header, sizeof(header)};
+    return writev(channel->fuse_fd, parts, count) < 0 ? -errno : 0;
+}
+
+long channel_deliver(struct channel *channel, uint64_t unique, int kind, int32_t result, const void *payload,
+                     size_t payload_size, uint32_t tid, uint64_t address, const void *data, size_t size)
+{
+    struct fuse_ioctl_out ioctl = {.result = result};
+    struct iovec parts[3];
+    int count = 1;
+
+    if (size) {
+        long done = memory_write(tid, address, data, size);
+        if (done != (long)size)
+            return done;
+    }
+    if (kind == ANSWER_IOCTL) {
+        parts[count++] = (struct iovec){&ioctl, sizeof(ioctl)};
+        result = 0;
+    }
+    if (payload_size)
+        parts[count++] = (struct iovec){(void *)(uintptr_t)payload, payload_size};
+    int error = put(channel, parts, count, result, unique);
+    /* A malformed answer must not leave the request without one. */
+    if (error && error != -ENOENT && error != -ENODEV && error != -EPERM)
+        put(channel, parts, 1, -EIO, unique);
+    return (long)size;
+}
+
+int lane_exchange(struct lane *lane, uint64_t unique, int kind, int32_t result, const void *payload,
+                  size_t payload_size, uint32_t tid, uint64_t address, const void *data, size_t size)
+{
+    long done = channel_deliver(lane->channel, unique, kind, result, payload, payload_size, tid, address, data, size);
+    if (done != (long)size) {
+        lane->record.copied = done < 0 ? 0 : (int32_t)done;
+        lane->record.error = done < 0 ? (int32_t)-done : EFAULT;
+        return EVENT_SHORT;
+    }
+    return lane_receive(lane);
+}
+
+/* ---- watch ---- */
+
+int lane_watch(struct lane *lane)
+{
+    struct channel *channel = lane->channel;
+    const struct timespec tick = {0, TICK_NS};
+    uintptr_t last_state = 0;
+    uint32_t last_turn = 0;
+    unsigned ticks = 0;
+    unsigned idle = 0;
+
+    while (!atomic_load(&channel->stopping)) {
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &tick, NULL);
+        uintptr_t state = atomic_load(&channel->state);
+        uint32_t turn = atomic_load(&channel->turn);
+        bool same = state == last_state && turn == last_turn;
+
+        if (same && !(state & READING)) {
+            if (atomic_compare_exchange_strong(&channel->state, &state, (uintptr_t)lane))
+                return WATCH_PROMOTED;
+            continue;
+        }
+        last_state = state;
+        last_turn = turn;
+        ticks++;
+        idle = same ? idle + 1 : 0;
+        if (turn != channel->reported_turn || atomic_load(&channel->rung)) {
+            if (idle >= IDLE_TICKS) {
+                atomic_store(&channel->rung, false);
+                channel->reported_turn = turn;
+                return WATCH_IDLE;
+            }
+            /* Whatever it is that came, a WATCH_IDLE follows when nothing does any more. */
+            if (ticks >= REPORT_TICKS)
+                return WATCH_TICK;
+        } else if (idle >= DOZE_TICKS) {
+            atomic_store(&channel->dozing, 1);
+            if (atomic_load(&channel->turn) == turn && !atomic_load(&channel->rung) && !atomic_load(&channel->stopping))
+                syscall(SYS_futex, &channel->dozing, FUTEX_WAIT_PRIVATE, 1, NULL, NULL, 0);
+            atomic_store(&channel->dozing, 0);
+            idle = 0;
+        }
+    }
+    return WATCH_STOPPED;
+}
+
+void channel_ring(struct channel *channel)
+{
+    atomic_store(&channel->rung, true);
+    wake_watcher(channel);
+}
+
+void channel_stop(struct channel *channel)
+{
+    atomic_store(&channel->stopping, true);
+    wake_watcher(channel);
+}
+
+void channel_shun(struct channel *channel, uint64_t fh)
+{
+    for (uint32_t i = 0; i < SHUNNED_MAX; i++) {
+        uint64_t none = 0;
+        if (atomic_compare_exchange_strong(&channel->shunned[i], &none, fh)) {
+            atomic_fetch_add(&channel->shunned_count, 1);
+            return;
+        }
+    }
+}
+
+void channel_pardon(struct channel *channel, uint64_t fh)
+{
+    for (uint32_t i = 0; i < SHUNNED_MAX; i++) {
+        uint64_t shunned = fh;
+        if (atomic_compare_exchange_strong(&channel->shunned[i], &shunned, 0)) {
+            atomic_fetch_sub(&channel->shunned_count, 1);
+            return;
+        }
+    }
+}
+
+/* ---- /dev/fuse ---- */
+
+int channel_notify_poll(struct channel *channel, uint64_t kh)
+{
+    struct fuse_notify_poll_wakeup_out wakeup = {kh};
+    struct iovec parts[2] = {{0}, {&wakeup, sizeof(wakeup)}};
+    return put(channel, parts, 2, FUSE_NOTIFY_POLL, 0);
+}
+
+int channel_notify_store(struct channel *channel, uint64_t nodeid, uint64_t offset, const void *data, size_t size)
+{
+    struct fuse_notify_store_out store = {.nodeid = nodeid, .offset = offset, .size = (uint32_t)size};
+    struct iovec parts[3] = {{0}, {&store, sizeof(store)}, {(void *)(uintptr_t)data, size}};
+    return put(channel, parts, 3, FUSE_NOTIFY_STORE, 0);
+}
+
+int channel_backing_open(struct channel *channel, int fd)
+{
+    struct fuse_backing_map map = {.fd = fd};
+    int id = ioctl(channel->fuse_fd, FUSE_DEV_IOC_BACKING_OPEN, &map);
+    return id < 0 ? -errno : id;
+}
+
+int channel_backing_close(struct channel *channel, int backing_id)
+{
+    uint32_t id = (uint32_t)backing_id;
+    return ioctl(channel->fuse_fd, FUSE_DEV_IOC_BACKING_CLOSE, &id) < 0 ? -errno : 0;
+}
+
+/* ---- receive regions ---- */
+
+int region_create(size_t size)
+{
+    int fd = memfd_create("binder", MFD_CLOEXEC | MFD_ALLOW_SEALING | MFD_NOEXEC_SEAL);
+    if (fd < 0 && errno == EINVAL)
+        fd = memfd_create("binder", MFD_CLOEXEC | MFD_ALLOW_SEALING);
+    if (fd < 0)
+        return -errno;
+    if (ftruncate(fd, (off_t)size) < 0) {
+        int error = errno;
+        close(fd);
+        return -error;
+    }
+    return fd;
+}
+
+uint8_t *region_map(int fd, size_t size)
+{
+    void *memory = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, fd, 0);
+    if (memory == MAP_FAILED)
+        return NULL;
+    /* F_SEAL_FUTURE_WRITE keeps everybody from writing to it and from punching holes, but for a writable mapping by way of
+     * FUSE passthrough, whose seals the kernel does not look at. */
+    if (fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_FUTURE_WRITE | F_SEAL_SEAL) < 0)
+        fcntl(fd, F_ADD_SEALS, F_SEAL_GROW | F_SEAL_SHRINK | F_SEAL_SEAL);
+    return memory;
+}
+
+void region_unmap(uint8_t *memory, size_t size)
+{
+    munmap(memory, size);
+}
+
+int region_populate(uint8_t *memory, size_t size)
+{
+    size_t page = (size_t)sysconf(_SC_PAGESIZE);
+    uintptr_t start = (uintptr_t)memory & ~(page - 1);
+    uintptr_t end = ((uintptr_t)memory + size + page - 1) & ~(page - 1);
+
+    if (madvise((void *)start, end - start, MADV_POPULATE_WRITE) == 0)
+        return 0;
+    if (errno != EINVAL)
+        return -ENOMEM; /* it says EFAULT where touching the page would end in SIGBUS */
+    /* Before Linux 5.14: have the kernel read a byte of each page for us, which allocates it, or fails where our own
+     * access would end in SIGBUS. */
+    for (uintptr_t at = start; at < end; at += page) {
+        uint8_t byte;
+        if (memory_read((uint32_t)getpid(), at, &byte, 1) != 1)
+            return -ENOMEM;
+    }
+    return 0;
+}

@@ -1,0 +1,290 @@
+"""``mount.py run``: a command in a mount namespace of its own, with binder in it."""
+
+import contextlib
+import os
+import select
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import pytest
+
+from binderfs_fuse.command import supervisor
+from tests.conformance.building import find_oracle
+from tests.mounts import MOUNT, needs_mount
+
+HERE = Path(__file__).parent
+TRANSCRIPT = HERE / "guest.txt"
+
+# The kernel's FUSE refuses NULL before anybody can say that it is invalid.
+DIFFERENCES = {
+    f"ioctl(fd, {command}, NULL) -> -1 EINVAL": f"ioctl(fd, {command}, NULL) -> -1 EFAULT"
+    for command in ("BINDER_VERSION", "BINDER_SET_MAX_THREADS")
+}
+
+pytestmark = needs_mount
+
+
+def run(*command: str | Path, options: str = "", **keywords: Any) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end in a namespace with binder in it."""
+    return subprocess.run(
+        [sys.executable, MOUNT, "run", "-o", options, "--", *command],
+        **({"stdin": subprocess.DEVNULL} | keywords),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@contextlib.contextmanager
+def running(script: str, **keywords: Any) -> Iterator[tuple[subprocess.Popen[str], IO[str], IO[str]]]:
+    """Run a shell script; give the process, and what goes in and comes out. It is killed where the test fails."""
+    process = subprocess.Popen(
+        [sys.executable, MOUNT, "run", "sh", "-c", script],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+        **keywords,
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            yield process, process.stdin, process.stdout
+        except BaseException:
+            process.kill()
+            raise
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """An environment in which temporary files are the test's, to see what is left of them."""
+    return os.environ | {"TMPDIR": str(tmp_path)}
+
+
+@pytest.fixture(scope="module")
+def guest(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A program that does what only binder in the kernel allows, or the supervisor (guest.c)."""
+    program = tmp_path_factory.mktemp("guest") / "guest"
+    flags = ["-O1", "-Wall", "-Wextra", "-Werror", "-static"]
+    subprocess.run([os.environ.get("CC", "cc"), *flags, "-o", program, HERE / "guest.c"], check=True)
+    return program
+
+
+def test_calls_that_fuse_cannot_serve_are_served(guest: Path) -> None:
+    """NULL arguments and mounts of one's own, in namespaces of one's own too, are answered as by the real driver."""
+    done = run(guest)
+
+    assert [DIFFERENCES.get(line, line) for line in TRANSCRIPT.read_text().splitlines()] == done.stdout.splitlines()
+    assert ("", 0) == (done.stderr, done.returncode)
+
+
+def test_the_transcript_is_the_drivers(guest: Path) -> None:
+    """The real driver says now what was recorded."""
+    oracle = find_oracle()
+    if oracle is None:
+        pytest.skip("no run-oracle ($BINDER_ORACLE), or no qemu-system-x86_64: the transcript is taken on trust")
+
+    assert (
+        TRANSCRIPT.read_text() == subprocess.run([oracle, guest], stdout=subprocess.PIPE, text=True, check=True).stdout
+    )
+
+
+def test_the_command_has_devices_where_android_has_them() -> None:
+    """/dev/binder and its like lead into /dev/binderfs; the rest of /dev is as it was."""
+    names = "binder hwbinder vndbinder"
+    done = run(
+        "sh", "-c", f"for n in {names}; do readlink /dev/$n; done; ls /dev/binderfs; echo x > /dev/null; ls /dev"
+    )
+
+    assert "" == done.stderr
+
+    lines = done.stdout.splitlines()
+
+    assert [f"binderfs/{name}" for name in names.split()] == lines[:3]
+    assert ["binder", "binder-control", "binder_logs", "features", "hwbinder", "vndbinder"] == lines[3:9]
+    assert {*_names("/dev"), *names.split(), "binderfs"} == set(lines[9:])
+
+
+def test_options_are_the_mounts() -> None:
+    """What -o says goes for /dev/binderfs."""
+    done = run("ls", "/dev/binderfs", "/dev/mine", options="devices=mine,stats=unset")
+
+    assert ["/dev/mine", "", "/dev/binderfs:", "binder-control", "features", "mine"] == done.stdout.splitlines()
+
+
+def test_nothing_is_seen_outside_and_nothing_is_left(tmp_path: Path, environment: dict[str, str]) -> None:
+    """The machine's /dev and mount table stay as they are, meanwhile and afterwards."""
+    before = _names("/dev"), _own_mounts()
+    with running("readlink /proc/self/ns/mnt; read line", env=environment) as (_, given, said):
+        namespace = said.readline().strip()
+
+        assert before == (_names("/dev"), _own_mounts())
+
+        given.write("go\n")
+
+    assert [] == _members(namespace)
+    assert [] == list(tmp_path.iterdir())
+
+
+def _names(folder: str) -> set[str]:
+    return {path.name for path in Path(folder).iterdir()}
+
+
+def _own_mounts() -> set[str]:
+    """Return where there are mounts that this test may have made."""
+    return {
+        line.split(" ")[4]
+        for line in os.fsdecode(Path("/proc/self/mountinfo").read_bytes()).split("\n")
+        if "/dev" in line
+    }
+
+
+def _members(namespace: str) -> list[int]:
+    """Return the ids of the processes in a mount namespace."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if namespace == str((process / "ns/mnt").readlink()):
+                found.append(int(process.name))
+    return found
+
+
+@pytest.mark.parametrize("status", [0, 1, 77, 255])
+def test_the_exit_status_is_the_commands(status: int) -> None:
+    """Whatever it is."""
+    assert status == run("sh", "-c", f"exit {status}").returncode
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGSEGV, signal.SIGINT])
+def test_it_ends_by_the_signal_that_the_command_ended_by(number: int) -> None:
+    """So that a shell sees the one as the other."""
+    assert -number == run("sh", "-c", f"ulimit -c 0; kill -{number} $$").returncode
+
+
+@pytest.mark.parametrize(("command", "status"), [("no-such-command", 127), ("/etc/passwd", 126)])
+def test_what_cannot_be_executed_is_said(command: str, status: int) -> None:
+    """In one line, with the status that shells have for it."""
+    done = run(command)
+
+    assert status == done.returncode
+    assert done.stderr.startswith(f"mount.py run: {command}: ")
+    assert 1 == done.stderr.count("\n")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
+def test_signals_are_passed_on(number: signal.Signals) -> None:
+    """A signal to mount.py reaches the command, which may go on after it."""
+    script = f"trap 'echo got it' {number.name[3:]}; echo ready; read line; read line; exit 5"
+    with running(script) as (process, given, said):
+        assert "ready\n" == said.readline()
+
+        process.send_signal(number)
+
+        assert "got it\n" == said.readline()
+
+        given.write("go\n" * 2)
+
+    assert 5 == process.returncode
+
+
+def test_killing_it_leaves_nothing() -> None:
+    """Command and server go with a mount.py that is killed, and the namespace with them."""
+    with running("readlink /proc/self/ns/mnt; echo; exec sleep 1000") as (process, _, said):
+        namespace = said.readline().strip()
+        said.readline()
+        members = _members(namespace)
+        descriptors = [os.pidfd_open(member) for member in members]
+        process.kill()
+
+    assert 3 == len(members)
+
+    for descriptor in descriptors:
+        select.select([descriptor], [], [])
+        os.close(descriptor)
+
+    assert [] == _members(namespace)
+
+
+def test_what_the_command_leaves_running_is_killed() -> None:
+    """It would go on with devices that nobody serves any more; also what it has left in turn, whoever its parent is."""
+    left = "sh -c 'sleep 1000 & echo $!; setsid sleep 1000 & echo $!' </dev/null 2>/dev/null & wait; exit 3"
+    done = run("sh", "-c", left.replace("sleep 1000", "sleep 1000 >/dev/null"))
+    pids = done.stdout.split()
+
+    assert (2, 3) == (len(pids), done.returncode)
+    assert not [pid for pid in pids if Path("/proc", pid).exists()]
+
+
+def test_input_and_output_are_the_commands() -> None:
+    """Nothing is between the command and its standard descriptors."""
+    done = subprocess.run(
+        [sys.executable, MOUNT, "run", "tr", "a-z", "A-Z"], input="hello\n", capture_output=True, text=True, check=False
+    )
+
+    assert ("HELLO\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
+def test_in_itself_it_does_without_the_filter() -> None:
+    """There can be one filter of this kind; a second run says so, and works as far as FUSE does."""
+    done = run(sys.executable, MOUNT, "run", "sh", "-c", "cat /dev/binderfs/binder_logs/state; exit 3")
+
+    assert ("binder state:\n", 3) == (done.stdout, done.returncode)
+    assert (
+        "mount.py run: without help for NULL arguments and mount(2): [Errno 16] Device or resource busy\n"
+        == done.stderr
+    )
+
+
+def test_without_a_command_it_says_how_to_use_it() -> None:
+    """A mistake in the command line has status 2, as with any command."""
+    done = subprocess.run([sys.executable, MOUNT, "run"], capture_output=True, text=True, check=False)
+
+    assert 2 == done.returncode
+    assert "what command?" in done.stderr
+
+
+def test_a_mount_that_fails_is_one_line() -> None:
+    """The command is not run then."""
+    done = run("echo", "never", options="max=2")
+
+    assert ("", 1) == (done.stdout, done.returncode)
+    assert "mount.py: max=2 leaves no room for 3 devices\n" == done.stderr
+
+
+def test_in_a_chroot_that_is_no_mount_point_it_says_so(tmp_path: Path) -> None:
+    """What it mounts could be seen outside there."""
+    script = (
+        'mount -t tmpfs none "$0" && cd "$0" && mkdir root && cd root && '
+        "for each in /*; do "
+        'if [ -L "$each" ]; then cp -P "$each" .; '
+        'elif [ -d "$each" ]; then mkdir ".$each" && mount --rbind "$each" ".$each"; fi; done && '
+        'exec chroot . "$@"'
+    )
+    command = ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, str(tmp_path)]
+    done = subprocess.run(
+        [*command, sys.executable, str(MOUNT), "run", "true"], capture_output=True, text=True, check=False
+    )
+
+    assert 1 == done.returncode
+    assert done.stderr.startswith("mount.py: the root directory is a chroot's and no mount point, ")
+    assert 1 == done.stderr.count("\n")
+
+
+def test_a_name_gives_no_right_to_mount() -> None:
+    """Whether a command may mount is told by its capabilities, and not by what it makes of its own name."""
+    program = r"printf '\rCapEff:\t200000' > /proc/$$/comm; cat /proc/$$/status; read line"
+    nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "sh", "-c", program)
+    with subprocess.Popen(nobody, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert b"Name:\t\rCapEff:\t200000\n" == process.stdout.readline()
+        may = supervisor._may_mount(process.pid)
+        process.stdin.close()
+
+    assert not may
+    assert supervisor._may_mount(os.getpid())

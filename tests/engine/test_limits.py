@@ -1,0 +1,258 @@
+"""Each limit answers with the driver's own error, and what is given back can be had again."""
+
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+
+from binderfs_fuse import uapi
+from binderfs_fuse.engine.limits import Limits
+from binderfs_fuse.engine.process import POLLERR
+from tests.engine.machine import PAGE, Caller, Client, Machine
+from tests.engine.wire import command, parcel
+
+FAILED = ["BR_NOOP", "BR_FAILED_REPLY"]
+SENT = ["BR_NOOP", "BR_TRANSACTION_COMPLETE"]
+
+
+@contextmanager
+def limited(**limits: int) -> Iterator[Machine]:
+    """Make a machine with other limits, which must leave nothing in anybody's account."""
+    machine = Machine(limits=Limits(**limits))
+    yield machine
+    machine.shut_down()
+
+    assert {} == machine.engine.accounts
+
+
+def told(caller: Caller, **options: int) -> tuple[list[str], tuple[str, int]]:
+    """Make a one-way call; what is read then, and the extended error."""
+    names = [name for name in caller.tell(0, b"12345678", **options).names if "REFS" not in name]
+    return names, caller.extended_error()
+
+
+def test_opens() -> None:
+    """One open too many of the mount fails with ENFILE, of a user with EMFILE; others go on meanwhile."""
+    with limited(opens=3, user_opens=2) as machine:
+        first = machine.client(euid=1000)
+        machine.client(euid=1000)
+        with pytest.raises(OSError, match="of this user") as of_user:
+            machine.client(euid=1000)
+        machine.client(euid=2000)
+        with pytest.raises(OSError, match="too many opens") as of_mount:
+            machine.client(euid=2000)
+        first.die()
+        machine.client(euid=1000)
+
+        assert (errno.EMFILE, errno.ENFILE) == (of_user.value.errno, of_mount.value.errno)
+
+
+def test_opens_that_fail_hold_nothing() -> None:
+    """A refused open leaves no trace in the engine."""
+    with limited(user_opens=1) as machine:
+        machine.client()
+        with pytest.raises(OSError, match="of this user"):
+            machine.client()
+
+        assert 1 == len(machine.engine.processes)
+
+
+def test_threads() -> None:
+    """A thread too many gets ENOMEM and POLLERR, until another one exits."""
+    with limited(threads=2) as machine:
+        client = machine.client()
+        second = client.thread()
+        third = client.thread(fresh=True)
+        refused = third.ioctl(uapi.BINDER_VERSION).error, third.exchange().error, third.poll()
+        second.exit()
+        served = third.ioctl(uapi.BINDER_VERSION).error
+
+        assert (-errno.ENOMEM, -errno.ENOMEM, POLLERR) == refused
+        assert 0 == served
+
+
+def test_nodes() -> None:
+    """A call with an object too many fails, and leaves those alone that are known."""
+    with limited(nodes=2) as machine:
+        machine.manager()
+        client = machine.client()
+        one, two, three = (client.tell(0, parcel().binder(ptr)).names[-1] for ptr in (0x10, 0x20, 0x30))
+        again = client.tell(0, parcel().binder(0x20)).names[-1]
+        client.tell(0, parcel().binder(0x10).binder(0x40))
+        error = client.extended_error()
+
+        assert [SENT[-1], SENT[-1], FAILED[-1], SENT[-1]] == [one, two, three, again]
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+
+
+def test_a_manager_without_room() -> None:
+    """Becoming context manager is a node too, and fails with ENOMEM."""
+    with limited(nodes=0) as machine:
+        client = machine.client()
+        error = client.ioctl(uapi.BINDER_SET_CONTEXT_MGR).error
+
+        assert -errno.ENOMEM == error
+
+
+def test_refs() -> None:
+    """A call fails if its receiver would hold a reference too many; BC_ACQUIRE then does nothing."""
+    with limited(refs=1) as machine:
+        manager = machine.manager()
+        client = machine.client()
+        names = [client.tell(0, parcel().binder(ptr)).names[-1] for ptr in (0x10, 0x20)]
+        error = client.extended_error()
+        machine.share(client, manager, 0x10, 0)
+        client.do(uapi.BC_ACQUIRE, 0)
+        full = machine.client()
+        handle = full.process.refs_by_desc
+
+        assert [SENT[-1], FAILED[-1]] == names
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+        assert {} == handle
+
+
+@pytest.fixture(name="notified")
+def _notified() -> Iterator[tuple[Machine, Client]]:
+    with limited(notifications=3) as machine:
+        machine.manager()
+        client = machine.client()
+        client.do(uapi.BC_ACQUIRE, 0)
+        yield machine, client
+
+
+def test_death_notifications(notified: tuple[Machine, Client]) -> None:
+    """Who asks and clears without reading is told BR_ERROR in the end, and is served again once it has read."""
+    _, client = notified
+    for cookie in range(3):
+        client.do(uapi.BC_REQUEST_DEATH_NOTIFICATION, 0, cookie)
+        client.do(uapi.BC_CLEAR_DEATH_NOTIFICATION, 0, cookie)
+    call = client.exchange(command(uapi.BC_REQUEST_DEATH_NOTIFICATION, 0, 7), read=80, nonblock=True)
+    read = call.data
+    while not call.error:
+        call = client.read(80, nonblock=True)
+        read += call.data
+    client.do(uapi.BC_REQUEST_DEATH_NOTIFICATION, 0, 7)
+
+    # The driver leaves out what the number says that it carries.
+    assert uapi.BR_ERROR.to_bytes(4, "little") in read
+    assert -errno.EAGAIN == call.error
+    assert client.process.refs_by_desc[0].death is not None
+
+
+def test_freeze_notifications(notified: tuple[Machine, Client]) -> None:
+    """Who asks and clears without reading gets ENOMEM in the end."""
+    _, client = notified
+    errors = []
+    for cookie in range(4):
+        errors.append(client.write(command(uapi.BC_REQUEST_FREEZE_NOTIFICATION, 0, cookie)).error)
+        client.thread().news()
+        client.write(command(uapi.BC_CLEAR_FREEZE_NOTIFICATION, 0, cookie))
+
+    assert [0, 0, 0, -errno.ENOMEM] == errors
+
+
+def test_notifications_that_were_read_and_not_acknowledged() -> None:
+    """They count like those that were not read, deaths and freezes together."""
+    with limited(notifications=2) as machine:
+        manager, other = machine.manager(), machine.client()
+        handles = [machine.share(other, manager, ptr) for ptr in (0x100, 0x200, 0x300)]
+        manager.do(uapi.BC_REQUEST_DEATH_NOTIFICATION, handles[0], 1)
+        manager.do(uapi.BC_REQUEST_FREEZE_NOTIFICATION, handles[1], 2)
+        other.die()
+        manager.read(nonblock=True)
+        manager.read(nonblock=True)
+        full = manager.write(command(uapi.BC_REQUEST_FREEZE_NOTIFICATION, handles[2], 3)).error
+        manager.do(uapi.BC_DEAD_BINDER_DONE, 1)
+
+        assert (1, 0) == (len(manager.process.delivered_freeze), len(manager.process.delivered_death))
+        assert (-errno.ENOMEM, 0) == (
+            full,
+            manager.write(command(uapi.BC_REQUEST_FREEZE_NOTIFICATION, handles[2], 3)).error,
+        )
+
+
+def test_buffers() -> None:
+    """One-way calls that nobody reads fail with ENOSPC, as where the space is used up; a buffer freed is had again."""
+    with limited(buffers=3) as machine:
+        manager = machine.manager()
+        client = machine.client()
+        results = [told(client) for _ in range(4)]
+        manager.free(manager.read().received)
+        again, _ = told(client)
+
+        assert [(SENT, ("BR_OK", 0))] * 3 == results[:3]
+        assert (FAILED, ("BR_FAILED_REPLY", -errno.ENOSPC)) == results[3]
+        assert SENT == again
+
+
+def test_unread_work() -> None:
+    """A thread that sends and never reads is stopped; when it has read, it is served."""
+    with limited(unread=3) as machine:
+        machine.manager()
+        client = machine.client()
+        for _ in range(4):
+            client.send(0, flags=uapi.TF_ONE_WAY)
+        error = client.extended_error()
+        names = client.read().names
+        again, _ = told(client)
+
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+        assert ["BR_NOOP", *SENT[1:] * 3, "BR_FAILED_REPLY"] == names
+        assert SENT == again
+
+
+def test_pages_of_a_user() -> None:
+    """A user's regions take so many pages together; other users have their own."""
+    with limited(user_pages=2) as machine:
+        machine.manager(euid=1000)
+        hardware = machine.engine.add_context("hwbinder")
+        other = machine.manager(context=hardware, euid=1000)
+        client = machine.client(euid=2000)
+        results = [client.tell(0, bytes(size)).names for size in (2 * PAGE, 8, PAGE)]
+        error = client.extended_error()
+        second = machine.client(context=hardware, euid=2000)
+        of_other = second.tell(0, b"1").names
+
+        assert other.process.account is not client.process.account
+        assert [SENT, FAILED, FAILED] == results
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+        assert FAILED == of_other
+
+
+def context(machine: Machine, euid: int, name: str) -> tuple[Client, Client]:
+    """Make a manager and a client of one user in a context of their own."""
+    made = machine.engine.add_context(name)
+    return machine.manager(context=made, euid=euid), machine.client(context=made, euid=euid)
+
+
+def test_objects_of_a_user() -> None:
+    """A user who holds all that one may hold gets nothing more of any kind; another user does."""
+    with limited(user_objects=9) as machine:
+        _, client = context(machine, 1000, "one")
+        _, other = context(machine, 2000, "two")
+        account = client.process.account
+        pointers = iter(range(0x10, 0x1000))
+        while account.objects < 9:
+            client.tell(0, parcel().binder(next(pointers)))
+        nothing = client.tell(0).names
+        thread = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
+        of_other = other.tell(0, parcel().binder(0x10)).names[-1]
+
+        assert FAILED == nothing
+        assert -errno.ENOMEM == thread
+        assert SENT[-1] == of_other
+
+
+def test_a_flood_leaves_others_their_share() -> None:
+    """One client sends until it is refused for good; another user's call goes through, and is answered."""
+    with limited(user_objects=300, buffers=64, unread=50) as machine:
+        machine.manager(euid=1)
+        hostile = machine.client(euid=1000)
+        while hostile.extended_error()[1] == 0:
+            hostile.tell(0, parcel().binder(hostile.process.engine.next_debug_id()))
+        manager, client = context(machine, 2000, "other")
+        call = client.call(0, b"hello")
+        manager.serve()
+
+        assert ["BR_NOOP", "BR_TRANSACTION_COMPLETE", "BR_REPLY"] == call.names

@@ -1,0 +1,563 @@
+"""The tree's operations, called as pyfuse3 calls them, with an engine and without a mount."""
+
+import errno
+import itertools
+import os
+import resource
+import stat
+import time
+from collections.abc import Callable, Iterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE, EntryAttributes, FUSEError
+
+from binderfs_fuse import uapi
+from binderfs_fuse.engine.context import Context, Engine
+from binderfs_fuse.fuse import tree as tree_module
+from binderfs_fuse.fuse.settings import Settings
+from binderfs_fuse.fuse.tree import Tree
+from binderfs_fuse.host.region import SIZE, Kind
+
+pytestmark = pytest.mark.trio
+
+CTX: Any = SimpleNamespace(pid=100, uid=0, gid=0)
+
+
+class Plane:
+    """A device plane that opens engine processes, and records what else it is told."""
+
+    def __init__(self) -> None:
+        """Begin with nothing open."""
+        self.kind = Kind.PASSTHROUGH
+        self.processes: dict[int, Any] = {}
+        self.flushed: list[int] = []
+        self.controls: dict[int, Callable[..., tuple[int, bytes]]] = {}
+
+    def open(self, handle: int, inode: int, context: Context, tid: int, uid: int, flags: int) -> Any:
+        """Open for a process whose id is the thread's."""
+        del inode, flags
+        if tid == 0:
+            raise OSError(errno.EPERM, "no such caller")
+        process = context.open(tid, uid, SimpleNamespace())
+        self.processes[handle] = process
+        return SimpleNamespace(process=process)
+
+    def find_mappings(self) -> None:
+        """Nothing is mapped."""
+
+    def wake(self) -> None:
+        """Nobody waits."""
+
+    def flush(self, handle: int) -> None:
+        """Record it."""
+        self.flushed.append(handle)
+
+    def release(self, handle: int) -> None:
+        """Drop the process, as the end of its release step would."""
+        process = self.processes.pop(handle, None)
+        if process is not None:
+            del process.engine.processes[process]
+        self.controls.pop(handle, None)
+
+    def register_control(self, handle: int, handler: Callable[..., tuple[int, bytes]]) -> None:
+        """Record it."""
+        self.controls[handle] = handler
+
+
+class Mounted:
+    """A tree and what it is used with."""
+
+    def __init__(self, **settings: Any) -> None:
+        """Make one with these settings."""
+        self.engine = Engine(time.monotonic_ns)
+        self.plane = Plane()
+        self.tree = Tree(self.engine, self.plane, Settings(**settings))
+
+    async def find(self, path: str) -> EntryAttributes:
+        """Look a path up, name by name."""
+        entry = await self.tree.getattr(ROOT_INODE, CTX)
+        for name in filter(None, path.split("/")):
+            entry = await self.tree.lookup(entry.st_ino, os.fsencode(name), CTX)
+        return entry
+
+    async def open(self, path: str, pid: int = 100, flags: int = os.O_RDWR) -> int:
+        """Look a path up and open it as this process; return the handle."""
+        ctx: Any = SimpleNamespace(pid=pid, uid=0, gid=0)
+        return (await self.tree.open((await self.find(path)).st_ino, flags, ctx)).fh
+
+    async def read(self, path: str) -> str:
+        """Return all of a file's text, read in pieces of 100 bytes."""
+        handle = await self.open(path)
+        text = b""
+        while part := await self.tree.read(handle, len(text), 100):
+            text += part
+        await self.tree.release(handle)
+        return text.decode()
+
+    async def names(self, path: str, monkeypatch: pytest.MonkeyPatch, room: int = 1 << 20) -> list[str]:
+        """List a directory, getting `room` entries at a time."""
+        names: list[str] = []
+        handle = await self.tree.opendir((await self.find(path)).st_ino, CTX)
+        offset = 0
+        while True:
+            taken: list[tuple[bytes, int]] = []
+
+            def reply(_token: object, name: bytes, _entry: object, offset: int, taken: Any = taken) -> bool:
+                if len(taken) == room:
+                    return False
+                taken.append((name, offset))
+                return True
+
+            monkeypatch.setattr("pyfuse3.readdir_reply", reply)
+            await self.tree.readdir(handle, offset, SimpleNamespace())  # type: ignore[arg-type]
+            if not taken:
+                await self.tree.releasedir(handle)
+                return names
+            names += [name.decode() for name, _ in taken]
+            offset = taken[-1][1]
+
+    def add(self, name: bytes) -> tuple[int, int, int]:
+        """Add a device; return errno, major and minor number, the latter 0 where nothing was copied out."""
+        error, answer = self.tree.add(uapi.binderfs_device.pack(name, 0, 0))
+        _, major, minor = uapi.binderfs_device.unpack(answer) if answer else (b"", 0, 0)
+        return -error, major, minor
+
+
+@pytest.fixture
+def mounted() -> Mounted:
+    """A tree with the usual settings."""
+    return Mounted()
+
+
+async def _error(operation: Any) -> int:
+    with pytest.raises(FUSEError) as caught:
+        await operation
+    return caught.value.errno
+
+
+async def test_the_first_names_come_newest_first(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A listing has the order of the kernel's: dots, then what was made last."""
+    assert [".", "..", "binder_logs", "features", "vndbinder", "hwbinder", "binder", "binder-control"] == (
+        await mounted.names("", monkeypatch)
+    )
+
+
+async def test_a_listing_in_parts_is_the_whole(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where an answer has room for few entries, the next goes on after them."""
+    assert await mounted.names("binder_logs", monkeypatch) == await mounted.names("binder_logs", monkeypatch, room=3)
+
+
+async def test_listing_takes_back_the_inode_that_did_not_fit(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel holds an inode for each entry it got, and none besides."""
+    before = len(mounted.tree._inodes)
+    await mounted.names("", monkeypatch, room=4)
+
+    assert before + 3 == len(mounted.tree._inodes)
+
+
+async def test_every_lookup_of_a_device_gives_a_fresh_inode(mounted: Mounted) -> None:
+    """Two walks to a device end at different inodes, which are not to be kept for a third."""
+    first, second = await mounted.find("binder"), await mounted.find("binder")
+
+    assert first.st_ino != second.st_ino
+    assert (0, 0) == (first.entry_timeout, first.attr_timeout)
+    assert stat.S_IFREG | 0o600 == first.st_mode
+
+
+async def test_other_things_keep_their_inodes(mounted: Mounted) -> None:
+    """What is no device has one inode, with the number that it has in the kernel's first mount."""
+    numbers = [(await mounted.find(path)).st_ino for path in ("", "binder-control", "features", "binder_logs/state")]
+
+    assert [1, 2, 1048580, 1048586] == numbers
+    assert 0 < (await mounted.find("features")).entry_timeout
+
+
+async def test_forget_takes_a_devices_inode_back(mounted: Mounted) -> None:
+    """When the kernel's last hold is gone, the number means nothing any more."""
+    inode = (await mounted.find("binder")).st_ino
+    await mounted.tree.forget([(inode, 1), (ROOT_INODE, 5)])
+
+    assert errno.ESTALE == await _error(mounted.tree.getattr(inode, CTX))
+
+
+async def test_a_region_in_the_page_cache_has_a_size(mounted: Mounted) -> None:
+    """There, what is mapped ends with the file."""
+    mounted.plane.kind = Kind.PAGE_CACHE
+
+    assert SIZE == (await mounted.find("binder")).st_size
+
+
+async def test_a_device_has_a_size_while_it_is_open(mounted: Mounted) -> None:
+    """By its name it shows none, as the driver's does; but some look at an open file's size before they map it."""
+    entry = await mounted.find("binder")
+
+    assert 0 == entry.st_size
+
+    await mounted.tree.open(entry.st_ino, os.O_RDWR, CTX)
+
+    assert SIZE == (await mounted.tree.getattr(entry.st_ino, CTX)).st_size
+    assert 0 == (await mounted.find("binder")).st_size
+
+
+async def test_attributes_belong_to_the_device(mounted: Mounted) -> None:
+    """What setattr does to one inode of a device shows in the others, those that are there and those to come."""
+    one, other = await mounted.find("binder"), await mounted.find("binder")
+    change = EntryAttributes()
+    change.st_mode, change.st_uid, change.st_gid = 0o100666, 7, 8
+    fields: Any = SimpleNamespace(
+        update_size=False,
+        update_mode=True,
+        update_uid=True,
+        update_gid=True,
+        update_atime=False,
+        update_mtime=False,
+        update_ctime=False,
+    )
+    await mounted.tree.setattr(one.st_ino, change, fields, None, CTX)
+
+    for entry in (await mounted.tree.getattr(other.st_ino, CTX), await mounted.find("binder")):
+        assert (0o100666, 7, 8) == (entry.st_mode, entry.st_uid, entry.st_gid)
+    assert 0o100600 == (await mounted.find("hwbinder")).st_mode
+
+
+async def test_everything_belongs_to_who_mounted() -> None:
+    """But for devices that the options give to others."""
+    plain = Tree(Engine(time.monotonic_ns), Plane(), Settings(), (1000, 1001))
+    given = Tree(Engine(time.monotonic_ns), Plane(), Settings(gid=7), (1000, 1001))
+
+    assert {(1000, 1001)} == {(node.uid, node.gid) for node in (plain.root, *plain.root.names.values())}
+    assert (1000, 7) == (given.root.names[b"binder"].uid, given.root.names[b"binder"].gid)
+
+
+async def test_an_added_device_has_the_lowest_free_minor(mounted: Mounted) -> None:
+    """Numbers go up from those of the first devices, and one that was given back comes first."""
+    assert [(0, tree_module.MAJOR, 4), (0, tree_module.MAJOR, 5)] == [mounted.add(b"a"), mounted.add(b"b")]
+    await mounted.tree.unlink(ROOT_INODE, b"a", CTX)
+
+    assert (0, tree_module.MAJOR, 4) == mounted.add(b"c")
+
+
+@pytest.mark.parametrize("name", [b"", b".", b"..", b"a/b", b"/"])
+async def test_names_that_no_file_can_have(mounted: Mounted, name: bytes) -> None:
+    """They are refused with EACCES, after numbers have been written, and no number is used up."""
+    assert (errno.EACCES, tree_module.MAJOR, 4) == mounted.add(name)
+    assert (0, tree_module.MAJOR, 4) == mounted.add(b"fine")
+
+
+@pytest.mark.parametrize("name", [b"binder", b"binder-control", b"features", b"binder_logs"])
+async def test_names_that_are_taken(mounted: Mounted, name: bytes) -> None:
+    """A name that is there, whatever it is, is refused with EEXIST."""
+    assert (errno.EEXIST, tree_module.MAJOR, 4) == mounted.add(name)
+
+
+@pytest.mark.parametrize("name", [b"n" * 255, b"\xff\xfe", b"a b\n", b"..."])
+async def test_names_are_bytes(mounted: Mounted, name: bytes) -> None:
+    """Any other bytes make a name, found again as they are."""
+    assert 0 == mounted.add(name)[0]
+    assert 0o100600 == (await mounted.tree.lookup(ROOT_INODE, name, CTX)).st_mode
+
+
+async def test_a_name_ends_at_the_first_nul_or_after_255_bytes(mounted: Mounted) -> None:
+    """What is behind is not looked at."""
+    assert 0 == mounted.add(b"one\0two")[0]
+    assert 0 == mounted.add(b"n" * 256)[0]
+    assert {b"one", b"n" * 255} <= mounted.tree.root.names.keys()
+
+
+async def test_max_limits_devices_that_exist_or_are_open() -> None:
+    """An unlinked device counts until it is closed, as it keeps its minor number."""
+    mounted = Mounted(maximum=4)
+
+    assert 0 == mounted.add(b"a")[0]
+    assert (errno.ENOSPC, 0, 0) == mounted.add(b"b")
+
+    handle = await mounted.open("a")
+    await mounted.tree.unlink(ROOT_INODE, b"a", CTX)
+
+    assert errno.ENOSPC == mounted.add(b"b")[0]
+
+    await mounted.tree.release(handle)
+
+    assert (0, tree_module.MAJOR, 4) == mounted.add(b"b")
+
+
+async def test_a_lowered_max_takes_nothing_away() -> None:
+    """A remount may go below what there is; only new devices are refused."""
+    mounted = Mounted()
+    mounted.tree.maximum = 1
+
+    assert b"vndbinder" in mounted.tree.root.names
+    assert errno.ENOSPC == mounted.add(b"a")[0]
+
+
+async def test_max_must_have_room_for_the_first_devices() -> None:
+    """A mount with fewer is refused with ENOSPC."""
+    with pytest.raises(OSError, match="No space left") as caught:
+        Tree(Engine(time.monotonic_ns), Plane(), Settings(maximum=2))
+
+    assert errno.ENOSPC == caught.value.errno
+
+
+async def test_a_device_gone_between_lookup_and_open_is_stale(mounted: Mounted) -> None:
+    """The kernel then walks anew, and finds no name."""
+    inode = (await mounted.find("hwbinder")).st_ino
+    await mounted.tree.unlink(ROOT_INODE, b"hwbinder", CTX)
+
+    assert 0 == (await mounted.tree.getattr(inode, CTX)).st_nlink
+    assert errno.ESTALE == await _error(mounted.tree.open(inode, os.O_RDWR, CTX))
+
+
+async def test_an_unlinked_device_serves_those_who_have_it_open(mounted: Mounted) -> None:
+    """Its context stays, and it is another one than that of a new device of the name."""
+    handle = await mounted.open("hwbinder")
+    await mounted.tree.unlink(ROOT_INODE, b"hwbinder", CTX)
+    mounted.add(b"hwbinder")
+    other = await mounted.open("hwbinder")
+    old, new = (mounted.plane.processes[number].context for number in (handle, other))
+
+    assert old is not new
+
+    await mounted.tree.release(handle)
+
+    assert new is mounted.engine.contexts["hwbinder"]
+
+
+async def test_an_error_of_the_device_plane_is_the_opens(mounted: Mounted) -> None:
+    """What cannot be opened is not open."""
+    inode = (await mounted.find("binder")).st_ino
+    nobody: Any = SimpleNamespace(pid=0, uid=0, gid=0)
+
+    assert errno.EPERM == await _error(mounted.tree.open(inode, os.O_RDWR, nobody))
+    assert {} == mounted.tree._open
+
+
+async def test_closing_is_passed_on_for_devices(mounted: Mounted) -> None:
+    """FLUSH of a device goes to the device plane, that of a file nowhere."""
+    device, file = await mounted.open("binder"), await mounted.open("binder_logs/state")
+    await mounted.tree.flush(device)
+    await mounted.tree.flush(file)
+
+    assert [device] == mounted.plane.flushed
+
+
+async def test_a_process_log_belongs_to_a_process_first_open(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It comes with it and goes with it, though there be another one, as in the kernel."""
+    first = await mounted.open("binder", 45)
+    second = await mounted.open("hwbinder", 45)
+    await mounted.open("binder", 46)
+
+    assert [".", "..", "46", "45"] == await mounted.names("binder_logs/proc", monkeypatch)
+
+    await mounted.tree.release(first)
+
+    assert [".", "..", "46"] == await mounted.names("binder_logs/proc", monkeypatch)
+
+    third = await mounted.open("binder", 45)
+    await mounted.tree.release(second)
+    await mounted.tree.release(third)
+    await mounted.open("binder", 45)
+
+    assert [".", "..", "45", "46"] == await mounted.names("binder_logs/proc", monkeypatch)
+
+
+async def test_a_process_log_can_be_read_on_when_its_process_is_gone(mounted: Mounted) -> None:
+    """Who has it open keeps the text and an inode without names."""
+    device = await mounted.open("binder", 45)
+    inode = (await mounted.find("binder_logs/proc/45")).st_ino
+    log = await mounted.open("binder_logs/proc/45")
+    start = await mounted.tree.read(log, 0, 18)
+    await mounted.tree.release(device)
+
+    assert b"binder proc state:" == start
+    assert b"\nproc 45\ncontext binder\n" == await mounted.tree.read(log, 18, 100)
+    assert 0 == (await mounted.tree.getattr(inode, CTX)).st_nlink
+
+
+async def test_a_text_is_taken_anew_from_the_start_only(mounted: Mounted) -> None:
+    """Reads that go on are served from the text that the first one saw."""
+    log = await mounted.open("binder_logs/state")
+    before = await mounted.tree.read(log, 0, 1000)
+    await mounted.open("binder", 45)
+
+    assert before[3:] == await mounted.tree.read(log, 3, 1000)
+    assert b"binder state:\nproc 45\ncontext binder\n" == await mounted.tree.read(log, 0, 1000)
+
+
+async def test_every_log_has_its_own_text(mounted: Mounted) -> None:
+    """Each file is the engine's log of that name."""
+    await mounted.open("binder", 45)
+    texts = {
+        "state": "binder state:\nproc 45\ncontext binder\n",
+        "state_hashed": "binder state:\nproc 45\ncontext binder\n",
+        "transactions": "binder transactions:\n",
+        "transactions_hashed": "binder transactions:\n",
+        "transaction_log": "",
+        "failed_transaction_log": "",
+        "proc/45": "binder proc state:\nproc 45\ncontext binder\n",
+    }
+
+    assert texts == {name: await mounted.read(f"binder_logs/{name}") for name in texts}
+    assert (await mounted.read("binder_logs/stats")).startswith("binder stats:\nproc: active 1 total 1\n")
+
+
+async def test_a_long_text_does_not_keep_the_engine_locked(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between two pieces of a text the engine is free."""
+    free = []
+
+    def pieces() -> Iterator[str]:
+        yield from ("x" * 1000 for _ in range(3))
+
+    lock = mounted.engine.lock
+
+    class Watched:
+        def __enter__(self) -> None:
+            free.append(not lock.locked())
+            lock.acquire()
+
+        def __exit__(self, *_: object) -> None:
+            lock.release()
+
+    monkeypatch.setattr(mounted.engine, "lock", Watched())
+
+    assert 3000 == len(mounted.tree.take(pieces))
+    assert [True] * 5 == free
+
+
+async def test_a_long_text_lets_others_have_a_turn(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between pieces that took long it sleeps: to let go of the lock is not enough for those who wait to wake up."""
+    monkeypatch.setattr(tree_module, "_TURN", 0)
+    before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
+    mounted.tree.take(lambda: iter("x" * 50))
+
+    assert resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw >= before + 50
+
+
+async def test_features_are_on(mounted: Mounted) -> None:
+    """Each is a file that says 1."""
+    assert ["1\n"] * 4 == [await mounted.read(f"features/{name}") for name in tree_module.FEATURES]
+
+
+async def test_without_stats_there_are_no_logs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in the kernel, binder_logs comes with stats=global only."""
+    mounted = Mounted(stats=False)
+    await mounted.open("binder")
+
+    assert "binder_logs" not in await mounted.names("", monkeypatch)
+
+
+async def test_only_devices_can_be_unlinked(mounted: Mounted) -> None:
+    """Neither binder-control nor anything in a directory goes."""
+    features = (await mounted.find("features")).st_ino
+
+    assert errno.EPERM == await _error(mounted.tree.unlink(ROOT_INODE, b"binder-control", CTX))
+    assert errno.EPERM == await _error(mounted.tree.unlink(features, b"extended_error", CTX))
+    assert errno.ENOENT == await _error(mounted.tree.unlink(ROOT_INODE, b"nothing", CTX))
+
+
+async def test_a_rename_replaces_a_device(mounted: Mounted) -> None:
+    """The one in the way is gone, and its number free."""
+    await mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, b"hwbinder", 0, CTX)
+
+    assert errno.ENOENT == await _error(mounted.tree.lookup(ROOT_INODE, b"binder", CTX))
+    assert 2 == mounted.add(b"x")[2]
+
+
+async def test_rename_flags(mounted: Mounted) -> None:
+    """NOREPLACE keeps what is there, EXCHANGE needs something there, and there are no others."""
+
+    async def rename(to: bytes, flags: int) -> int:
+        return await _error(mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, to, flags, CTX))
+
+    assert errno.EEXIST == await rename(b"hwbinder", RENAME_NOREPLACE)
+    assert errno.ENOENT == await rename(b"nothing", RENAME_EXCHANGE)
+    assert errno.EINVAL == await rename(b"nothing", 4)
+    assert errno.EPERM == await rename(b"binder-control", RENAME_EXCHANGE)
+
+
+async def test_exchange_keeps_both(mounted: Mounted) -> None:
+    """Each has the other's name then."""
+    devices = [mounted.tree.root.names[name] for name in (b"binder", b"hwbinder")]
+    await mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, b"hwbinder", RENAME_EXCHANGE, CTX)
+
+    assert devices == [mounted.tree.root.names[name] for name in (b"hwbinder", b"binder")]
+
+
+async def test_directories_count_their_directories(mounted: Mounted) -> None:
+    """A directory has two links, and one for each directory in it, wherever that came from."""
+    await mounted.tree.rename(ROOT_INODE, b"features", (await mounted.find("binder_logs")).st_ino, b"f", 0, CTX)
+
+    assert [3, 4, 2] == [(await mounted.find(path)).st_nlink for path in ("", "binder_logs", "binder_logs/f")]
+
+
+async def test_a_read_only_tree_can_be_used(mounted: Mounted) -> None:
+    """With ro, names and attributes stay; devices are opened and made all the same."""
+    mounted = Mounted(read_only=True)
+
+    assert errno.EROFS == await _error(mounted.tree.unlink(ROOT_INODE, b"binder", CTX))
+    assert errno.EROFS == await _error(mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, b"b", 0, CTX))
+    assert await mounted.open("binder")
+    assert 0 == mounted.add(b"new")[0]
+
+
+async def test_nothing_else_can_be_made(mounted: Mounted) -> None:
+    """Each way of making something has the errno it has where a file system lacks it."""
+    tree, root = mounted.tree, ROOT_INODE
+    attempts = [
+        tree.mkdir(root, b"x", 0o755, CTX),
+        tree.rmdir(root, b"features", CTX),
+        tree.symlink(root, b"x", b"y", CTX),
+        tree.link(2, root, b"x", CTX),
+        tree.mknod(root, b"x", stat.S_IFCHR | 0o600, 0, CTX),
+        tree.mknod(root, b"x", stat.S_IFREG | 0o600, 0, CTX),
+        tree.create(root, b"x", 0o600, os.O_RDWR, CTX),
+        tree.lookup(root, b"n" * 256, CTX),
+    ]
+
+    assert [*["EPERM"] * 5, "EACCES", "EACCES", "ENAMETOOLONG"] == [
+        errno.errorcode[await _error(attempt)] for attempt in attempts
+    ]
+
+
+async def test_devices_are_not_read_or_written(mounted: Mounted) -> None:
+    """There are no such operations."""
+    for path, operation in itertools.product(["binder", "binder-control"], ["read", "write", "fsync"]):
+        handle = await mounted.open(path)
+        arguments: Any = {"read": (handle, 0, 1), "write": (handle, 0, b"x"), "fsync": (handle, False)}[operation]
+
+        assert errno.EINVAL == await _error(getattr(mounted.tree, operation)(*arguments))
+
+
+async def test_control_serves_its_commands_from_another_thread(mounted: Mounted) -> None:
+    """BINDER_CTL_ADD makes a device whichever thread it comes from; no other command is known."""
+    mounted.tree.init()
+    handler = mounted.plane.controls[await mounted.open("binder-control")]
+    argument = uapi.binderfs_device.pack(b"new", 0, 0)
+    error, answer = await trio.to_thread.run_sync(handler, None, uapi.BINDER_CTL_ADD, argument)
+
+    assert 0 == error
+    assert (b"new", tree_module.MAJOR, 4) == (answer[:3], *uapi.binderfs_device.unpack(answer)[1:])
+    assert (-errno.EINVAL, b"") == handler(None, uapi.BINDER_VERSION, b"")
+
+
+async def test_statfs_is_that_of_an_empty_file_system(mounted: Mounted) -> None:
+    """Names may have 255 bytes; there are no blocks."""
+    data = await mounted.tree.statfs(CTX)
+
+    assert (4096, 255, 0) == (data.f_bsize, data.f_namemax, data.f_blocks)
+
+
+async def test_renaming_something_to_what_it_is_called_does_nothing(mounted: Mounted) -> None:
+    """The kernel passes that on, since the two lookups gave two inodes."""
+    await mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, b"binder", 0, CTX)
+
+    assert 1 == (await mounted.find("binder")).st_nlink
+
+
+async def test_a_mistake_costs_one_request(mounted: Mounted, logs: Any) -> None:
+    """An exception that an operation must not raise is logged, and answered with EIO."""
+    logs.expect("getattr failed")
+
+    assert errno.EIO == await _error(mounted.tree.getattr("no number", None, None, None))  # type: ignore[arg-type,call-arg]
