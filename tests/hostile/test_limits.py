@@ -1,0 +1,76 @@
+"""A client that floods is refused, with the driver's own errors; others are served, and what it held is had again."""
+
+from collections.abc import Callable
+
+from tests.hostile.conftest import Actor, descriptors_of, until
+from tests.mounts import Mounted
+
+Start = Callable[..., Actor]
+Mount = Callable[..., Mounted]
+
+
+def test_opens(mount_binderfs: Mount, actor: Start) -> None:
+    """A user who opens too often gets EMFILE, who comes when the mount is full ENFILE; failed opens cost nothing."""
+    mounted = mount_binderfs("mode=666", "limit_user_opens=40", "limit_opens=41")
+    hostile = actor(mounted, "as 1000")
+    opened = hostile.do("open-many 60")
+    other = actor(mounted, "as 1001", "open")
+    full = actor(mounted, "as 1002").do("open")
+    held = descriptors_of(mounted.server)
+    again = [hostile.do("open-many 10") for _ in range(20)]
+    hostile.kill()
+    until(lambda: other.do("open-many 1") == "1")
+
+    assert "40 EMFILE" == opened
+    assert "ENFILE" == full
+    assert {"0 EMFILE"} == set(again)
+    assert descriptors_of(mounted.server) <= held
+
+
+def test_threads(mount_binderfs: Mount, actor: Start) -> None:
+    """Threads that end without saying so count; one too many gets ENOMEM, and other processes do not."""
+    mounted = mount_binderfs("limit_threads=50")
+    hostile = actor(mounted, "open")
+    said = hostile.do("threads 80")
+    other = actor(mounted, "open").do("threads 10")
+
+    # The thread that opened is one of them.
+    assert ("49 ENOMEM", "10") == (said, other)
+
+
+def test_flood_of_one_way_calls(mount_binderfs: Mount, actor: Start, manager: Start) -> None:
+    """One-way calls to a process that does not read fail in the end, with ENOSPC; another device is not concerned."""
+    mounted = mount_binderfs("limit_buffers=100")
+    lazy = actor(mounted, "open", "manager")
+    manager(mounted, device="hwbinder")
+    said = actor(mounted, "open").do("tell 200")
+    other = actor(mounted, "open", device="hwbinder").do("tell 200")
+    received = lazy.do("receive 1")
+
+    assert "100 BR_FAILED_REPLY -28" == said
+    assert "200" == other
+    assert "1" == received
+
+
+def test_flood_without_reading(mount_binderfs: Mount, actor: Start, manager: Start) -> None:
+    """A thread that sends and never reads is refused, however quickly its calls are served."""
+    mounted = mount_binderfs("limit_unread=100")
+    manager(mounted)
+    hostile = actor(mounted, "open")
+    said = hostile.do("tell-unread 1000")
+    other = actor(mounted, "open").do("tell 1000")
+
+    assert "100 BR_FAILED_REPLY" == said
+    assert "1000" == other
+
+
+def test_pages(mount_binderfs: Mount, actor: Start) -> None:
+    """What a user's regions may occupy has an end: ENOMEM; another user's have room."""
+    mounted = mount_binderfs("mode=666", "limit_user_pages=4")
+    actor(mounted, "as 1000", "open", "manager")
+    actor(mounted, "as 1001", "open", "manager", device="hwbinder")
+    said = actor(mounted, "open").do("tell 1000")
+    other = actor(mounted, "open", device="hwbinder").do("tell 100")
+
+    assert said.endswith("BR_FAILED_REPLY -12")
+    assert "100" == other

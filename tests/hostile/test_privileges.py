@@ -1,0 +1,229 @@
+"""What the server may do, and what clients may: docs/security.md has the claims."""
+
+import errno
+import fcntl
+import json
+import os
+import re
+import select
+import signal
+import stat
+import struct
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from binderfs_fuse import uapi
+from binderfs_fuse.host import privileges
+from tests.hostile.conftest import Actor, until
+from tests.mounts import CHECKOUT, MOUNT, Mounted, is_there, mount_py, needs_mount
+
+Start = Callable[..., Actor]
+Mount = Callable[..., Mounted]
+
+
+def status(pid: int, thread: int | None = None) -> dict[str, str]:
+    """Return the lines of a task's status, by name."""
+    text = Path(f"/proc/{pid}/task/{thread or pid}/status").read_text()
+    return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
+
+
+def everything_works(mounted: Mounted, actor: Start, manager: Start) -> None:
+    """Do all that takes a right of the server: call, pass files, be stopped in the middle, belong to another user."""
+    service = actor(mounted, "open", "manager")
+    client = actor(mounted, "as 1000", "open")
+    assert "BR_TRANSACTION_COMPLETE" == client.do("give pipe")
+    assert "1 hello" == service.do("take")
+    service.tell("serve 0")
+    assert "20" == client.do("call 20")
+    assert "EAGAIN" == client.do("read-nonblocking")
+    assert "fault" == client.do("&block data absent")
+    client.kill()
+    assert "20" == actor(mounted, "open").do("call 20")
+    manager(mounted, device="hwbinder")
+    assert "5" == actor(mounted, "open", "nice 5", device="hwbinder").do("call 5")
+
+
+@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+@pytest.mark.parametrize("region", ["passthrough", "pagecache"])
+def test_server_keeps_what_it_needs(
+    region: str, options: tuple[str, ...], mount_binderfs: Mount, actor: Start, manager: Start
+) -> None:
+    """Every thread of a server has four capabilities, can get no others, and all that a client can ask for works."""
+    mounted = mount_binderfs("mode=666", *options, region=region)
+    everything_works(mounted, actor, manager)
+    server = mounted.server
+    kept = f"{sum(1 << capability for capability in privileges.KEPT):016x}"
+    threads = [status(server, int(task.name)) for task in Path(f"/proc/{server}/task").iterdir()]
+
+    for thread in threads:
+        assert [kept, kept, kept] == [thread[name] for name in ("CapPrm", "CapEff", "CapBnd")]
+        assert ["0" * 16, "0" * 16] == [thread[name] for name in ("CapInh", "CapAmb")]
+        assert "1" == thread["NoNewPrivs"]
+        assert ("2" if options else "0") == thread["Seccomp"]
+
+
+@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+def test_server_can_still_be_managed(options: tuple[str, ...], mount_binderfs: Mount) -> None:
+    """Without its other rights a server still makes and removes devices, is remounted, and unmounts at a signal."""
+    mounted = mount_binderfs(*options)
+    server = os.pidfd_open(mounted.server)
+    with (mounted.path / "binder-control").open("rb") as control:
+        fcntl.ioctl(control, uapi.BINDER_CTL_ADD, b"another".ljust(256, b"\0") + bytes(8))
+    (mounted.path / "another").unlink()
+    remounted = mount_py(mounted.path, "-o", "remount,max=10")
+    os.kill(mounted.server, signal.SIGTERM)
+    select.select([server], [], [])
+    os.close(server)
+
+    assert ("", 0) == (remounted.stderr, remounted.returncode)
+    assert not is_there(mounted.path)
+
+
+@pytest.fixture
+def inherited() -> Iterator[str]:
+    """What a pipe is called in /proc, both of whose ends are passed on to whatever is executed."""
+    ends = os.pipe()
+    for end in ends:
+        os.set_inheritable(end, True)
+    yield f"pipe:[{os.fstat(ends[0]).st_ino}]"
+    for end in ends:
+        os.close(end)
+
+
+@needs_mount
+@pytest.mark.parametrize("foreground", [False, True], ids=["background", "foreground"])
+def test_server_holds_no_descriptors_of_others(tmp_path: Path, inherited: str, *, foreground: bool) -> None:
+    """A server has none of the descriptors of who mounted, and of regions none once an open is answered."""
+    mounted = Mounted(tmp_path / "mountpoint", tmp_path / "log")
+    mounted.path.mkdir()
+    command = [sys.executable, str(MOUNT), str(mounted.path), "-o", f"log={mounted.log}"]
+    if foreground:
+        command.append("-f")
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, close_fds=False):
+        until(lambda: is_there(mounted.path))
+        with (mounted.path / "binder").open("rb"):
+            found = [str(link.readlink()) for link in Path(f"/proc/{mounted.server}/fd").iterdir()]
+        mounted.unmount()
+    # Its standard output and error are ours where it is in the foreground.
+    standard = {str(Path(f"/proc/self/fd/{descriptor}").readlink()) for descriptor in (1, 2)}
+    own = re.compile(r"/dev/null|/dev/fuse|socket:.*|anon_inode:.*|pipe:.*|" + re.escape(str(mounted.log)))
+
+    assert [] == [link for link in found if not own.fullmatch(link) and not (foreground and link in standard)]
+    assert inherited not in found
+
+
+CONFINED = """
+import os, socket, sys
+from binderfs_fuse import uapi
+from binderfs_fuse.host import privileges
+privileges.drop()
+assert privileges.confine() is None
+import json, threading
+thread = threading.Thread(target=os.getpid)
+thread.start()
+thread.join()
+refused = []
+for name, call in {
+    "execve": lambda: os.execv(sys.executable, ["python"]),
+    "fork": os.fork,
+    "kill": lambda: os.kill(os.getpid(), 0),
+    "setuid": lambda: os.setuid(0),
+    "chroot": lambda: os.chroot("/"),
+    "bind": lambda: socket.socket(socket.AF_UNIX).bind("\\0x"),
+}.items():
+    try:
+        call()
+    except PermissionError:
+        refused.append(name)
+print(json.dumps(refused))
+"""
+
+
+def test_filter_refuses() -> None:
+    """Under the filter nothing is executed, forked or killed, no user changed, no connection taken; threads start."""
+    done = subprocess.run(
+        [sys.executable, "-c", CONFINED], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert "" == done.stderr
+    assert ["execve", "fork", "kill", "setuid", "chroot", "bind"] == json.loads(done.stdout)
+
+
+def numbers(header: str) -> dict[str, int]:
+    """Return the numbers of system calls that a header of the system's defines."""
+    text = subprocess.run(
+        ["cc", "-E", "-dM", "-"],
+        input=f"#define __ARCH_WANT_SYS_CLONE3\n#include <{header}>",
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    return {name: int(number) for name, number in re.findall(r"^#define __NR_(\w+) (\d+)$", text, re.MULTILINE)}
+
+
+@pytest.mark.parametrize(("column", "header"), [(0, "asm/unistd.h"), (1, "asm-generic/unistd.h")])
+def test_filter_knows_the_numbers(column: int, header: str) -> None:
+    """What the filter denies has, for each machine that there is a filter for, the numbers of the system's headers."""
+    if not column and os.uname().machine != "x86_64":
+        pytest.skip("the headers are another machine's")
+    known = numbers(header)
+    calls = {**privileges.DENIED, "clone": privileges.CLONE, "clone3": privileges.CLONE3}
+
+    assert {name: known.get(name) for name in calls} == {name: number[column] for name, number in calls.items()}
+
+
+def test_filter_refuses_calls_as_on_another_machine() -> None:
+    """Where numbers mean something else, as in 32-bit programs, nothing is allowed."""
+    for machine, other in (("x86_64", 0x40000003), ("aarch64", 0x40000028)):
+        program = list(struct.iter_unpack("=HBBI", privileges.filter_program(machine)))
+        load, compare, *_ = program
+
+        assert (0x20, 0, 0, 4) == load
+        assert (0x15, 0, len(program) - 3, privileges.MACHINES[machine]) == compare
+        assert other not in privileges.MACHINES.values()
+        assert (0x06, 0, 0, 0x00050000 | errno.EPERM) == program[-1]
+
+
+def test_modes_and_owners_are_enforced(mount_binderfs: Mount, actor: Start) -> None:
+    """The kernel checks who opens a device against its mode and owner, before the server is asked."""
+    mounted = mount_binderfs("mode=600,uid=1000,gid=1000")
+    other = mount_binderfs()
+
+    assert "0" == actor(mounted, "as 1000").do("open")
+    assert "EACCES" == actor(mounted, "as 1001").do("open")
+    assert "EACCES" == actor(other, "as 1000").do("open")
+    assert "EACCES" == actor(other, "as 1000").do("open binder-control")
+    assert 0o600 == stat.S_IMODE((mounted.path / "binder").stat().st_mode)
+
+
+def test_other_users_are_kept_out(mount_binderfs: Mount, actor: Start) -> None:
+    """Without allow_other, even root's other users do not get as far as the modes."""
+    mounted = mount_binderfs("noallow_other", "mode=666")
+
+    assert "EACCES" == actor(mounted, "as 1000").do("open")
+
+
+def test_sender_cannot_be_forged(mount_binderfs: Mount, actor: Start) -> None:
+    """A receiver is told which user called and which process opened, whatever the sender writes into its fields."""
+    mounted = mount_binderfs("mode=666")
+    service = actor(mounted, "open", "manager")
+    service.tell("receive-sender")
+    client = actor(mounted, "as 1000", "open")
+    client.tell("forge")
+
+    assert f"pid {client.pid} euid 1000" == service.line()
+
+
+def test_region_cannot_be_reached_by_others(mounted: Mounted, actor: Start) -> None:
+    """A region is its open's alone: another open, of the same device and by the same user, maps other pages."""
+    service = actor(mounted, "open", "manager")
+    client = actor(mounted, "open")
+    assert "1" == client.do("tell 1")
+    assert "1" == service.do("receive 1")
+
+    assert "0" == client.do("peek-region")
+    assert "0" != service.do("peek-region")
