@@ -8,7 +8,9 @@
  *
  *     the leader    (lane, 0) -> (lane, 1)    before read(); fails if it was demoted
  *                   (lane, 1) -> (lane, 0)    after read(); nobody else touches a state with the bit set
- *     the watcher   (lane, 0) -> (self, 0)    when it found the same lane at the same turn, busy, twice in a row
+ *     the watcher   (lane, 0) -> (self, 0)    when it found the same lane at the same turn, busy, twice in a row, and
+ *                                             asleep, or RUNNING_TICKS in a row. A thread that only has to wait for a
+ *                                             processor is not helped by another one that has to wait for it, too.
  *
  * Since one lane reads at a time, an INTERRUPT, which the kernel queues behind the request it names, is never seen
  * before that request is in its lane's record.
@@ -28,6 +30,7 @@
 #include <linux/futex.h>
 #include <stdatomic.h>
 #include <stdbool.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
@@ -52,6 +55,7 @@
 #define REPORT_TICKS 16 /* at most so often does the watcher return WATCH_TICK */
 #define IDLE_TICKS 4
 #define DOZE_TICKS 64
+#define RUNNING_TICKS 100
 
 #define READING ((uintptr_t)1)
 
@@ -59,6 +63,7 @@ struct channel {
     int fuse_fd;
     _Atomic uintptr_t state;
     _Atomic uint32_t turn; /* requests read, by whichever lane */
+    _Atomic int32_t leader; /* the leader's thread id, as of when it last went to read */
     _Atomic uint32_t dozing; /* 1: the watcher sleeps on this */
     _Atomic bool stopping;
     _Atomic bool rung;       /* somebody wants a WATCH_IDLE though no request came */
@@ -69,6 +74,7 @@ struct channel {
 
 struct lane {
     struct channel *channel;
+    int32_t thread; /* the id of the one that reads or watches with it; 0 before it does */
     struct record record;
     _Alignas(8) uint8_t message[MESSAGE_MAX];
     _Alignas(8) uint8_t commands[COMMANDS_MAX];
@@ -292,6 +298,9 @@ int lane_receive(struct lane *lane)
 
     if (!atomic_compare_exchange_strong(&channel->state, &self, self | READING))
         return EVENT_DEMOTED;
+    if (!lane->thread)
+        lane->thread = gettid();
+    atomic_store_explicit(&channel->leader, lane->thread, memory_order_relaxed);
     for (;;) {
         ssize_t length = read(channel->fuse_fd, lane->message, sizeof(lane->message));
         if (length >= (ssize_t)sizeof(struct fuse_in_header)) {
@@ -367,6 +376,26 @@ int lane_exchange(struct lane *lane, uint64_t unique, int kind, int32_t result, 
 
 /* ---- watch ---- */
 
+/* Tell whether a thread of this process runs or waits for a processor, and so will get on by itself. */
+static bool is_running(int32_t thread)
+{
+    char path[64];
+    char text[512];
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+    int fd = open(path, O_RDONLY | O_CLOEXEC);
+    if (fd < 0)
+        return false;
+    ssize_t length = read(fd, text, sizeof(text) - 1);
+    close(fd);
+    if (length <= 0)
+        return false;
+    text[length] = '\0';
+    /* "ID (NAME) STATE ...", and a name may have anything in it. */
+    const char *name_end = strrchr(text, ')');
+    return name_end && name_end[1] == ' ' && name_end[2] == 'R';
+}
+
 int lane_watch(struct lane *lane)
 {
     struct channel *channel = lane->channel;
@@ -375,7 +404,9 @@ int lane_watch(struct lane *lane)
     uint32_t last_turn = 0;
     unsigned ticks = 0;
     unsigned idle = 0;
+    unsigned running = 0;
 
+    lane->thread = gettid();
     while (!atomic_load(&channel->stopping)) {
         clock_nanosleep(CLOCK_MONOTONIC, 0, &tick, NULL);
         uintptr_t state = atomic_load(&channel->state);
@@ -383,10 +414,17 @@ int lane_watch(struct lane *lane)
         bool same = state == last_state && turn == last_turn;
 
         if (same && !(state & READING)) {
-            if (atomic_compare_exchange_strong(&channel->state, &state, (uintptr_t)lane))
+            if (running < RUNNING_TICKS && is_running(atomic_load_explicit(&channel->leader, memory_order_relaxed))) {
+                running++;
+                continue;
+            }
+            if (atomic_compare_exchange_strong(&channel->state, &state, (uintptr_t)lane)) {
+                atomic_store_explicit(&channel->leader, lane->thread, memory_order_relaxed);
                 return WATCH_PROMOTED;
+            }
             continue;
         }
+        running = 0;
         last_state = state;
         last_turn = turn;
         ticks++;

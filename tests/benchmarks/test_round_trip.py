@@ -41,6 +41,7 @@ ONE_WAY_SYSTEM_CALLS: Final = {
 }
 # Sleeps and wake-ups of threads that stand by: so many in all, and of any other system call.
 OTHERS: Final = 0.5
+ATTEMPTS: Final = 8
 
 # By the engine alone: calls of functions, and bytes that are taken at a time.
 FUNCTION_CALLS: Final = {"call of 4 bytes": 240, "call of 4 KiB": 240, "call with an object": 280, "one-way call": 140}
@@ -83,23 +84,26 @@ def counts(summary: str) -> dict[str, int]:
 def test_system_calls(options: str, expected: dict[str, int], tmp_path: Path) -> None:
     """The server makes the floor's system calls and getpriority, and no others."""
     found: dict[int, list[dict[str, int]]] = {200: [], 600: []}
-    with systems.mount() as mount:
-        for attempt in range(3):
+    # A busy machine only adds to them: a thread is slow, and another takes its place. So it is tried until it is quiet.
+    for attempt in range(ATTEMPTS):
+        with systems.mount() as mount:
             for calls, tries in found.items():
                 output = tmp_path / f"{calls}.{attempt}"
                 with traced(mount.pid, output):
                     mount.measure([f"{options},calls={calls},warmup=50,seconds=60"])
                 tries.append(counts(output.read_text()))
-    # A busy machine only adds to them: a thread is slow, and another takes its place.
-    few, many = (
-        {name: min(each.get(name, 0) for each in tries) for name in set().union(*tries)} for tries in found.values()
-    )
-    # What starting and ending the clients takes is in both.
-    each = {name: (many.get(name, 0) - few.get(name, 0)) / 400 for name in few | many}
+        few, many = (
+            {name: min(each.get(name, 0) for each in tries) for name in set().union(*tries)} for tries in found.values()
+        )
+        # What starting and ending the clients takes is in both.
+        each = {name: (many.get(name, 0) - few.get(name, 0)) / 400 for name in few | many}
+        made = {name: round(each.pop(name, 0)) for name in expected}
+        # The watcher sleeps and looks by the clock, not by the call.
+        each.pop("clock_nanosleep", None)
+        if made == expected and sum(each.values()) < OTHERS:
+            break
 
-    assert expected == {name: round(each.pop(name, 0)) for name in expected}
-    # The watcher sleeps and looks by the clock, not by the call.
-    each.pop("clock_nanosleep", None)
+    assert expected == made
     assert sum(each.values()) < OTHERS, each
 
 
