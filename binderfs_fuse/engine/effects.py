@@ -1,7 +1,7 @@
 """What a step asks of the machine, and what it leaves behind.
 
 The engine does no I/O. Where the kernel's driver would copy from user memory, sleep, or look at a task, a step yields
-one of these effects; the shell performs it *without* the engine's lock and sends the answer back into the step. When
+one of these effects; the shell performs it *without* the engine's lock and sends the answer back into the step. When it
 is done, the last thing that it yields is its `Outcome`, and the shell lets go of it. (Were that its return value, each
 step would end in a StopIteration, for which compiled code makes a traceback: 7 % of the server's work for a call.)
 
@@ -137,8 +137,7 @@ class Wait:
 
     Answered with 0 when woken; -EINTR for a signal; -EAGAIN where the descriptor turns out to be non-blocking;
     -ETIMEDOUT after `timeout_ms` milliseconds, where that is not None. `parked` is the engine's: true from the yield
-    until the wake-up.
-    `owner` is the shell's, to find the parked request again.
+    until the wake-up. `owner` is the shell's, to find the parked request again.
     """
 
     __slots__ = ("owner", "parked", "timeout_ms")
@@ -158,8 +157,8 @@ class Outcome:
     `data`       bytes to store at `address` in the caller's memory. If they cannot be stored whole, the shell runs
                  `Process.undeliver` and takes that step's outcome instead.
     `files`      [(File, Region, offset)]: descriptors to install in the caller, close-on-exec; each number goes into
-    the region
-                 as an unsigned 32-bit integer. Then `Process.installed`, or on failure `Process.install_failed`.
+                 the region as an unsigned 32-bit integer. Then `Process.installed`, or on failure
+                 `Process.install_failed`.
     `closes`     descriptor numbers to close in the caller.
     `buffers`    [(Region, offset, size)]: what clients are to see anew: cleared, and last what this delivers.
     """

@@ -4,8 +4,7 @@ A process owns threads, nodes, refs to other processes' nodes, and the buffers i
 driver's order: newest first where it adds at the head, by key where it has a tree.
 
 Lifetime: from `Context.open` to `release`; what other steps are still using (`tmp_ref`) stays until they are done, and
-then
-`engine.freed` names the process so that the shell can let go of its region.
+then `engine.freed` names the process so that the shell can let go of its region.
 
 Sources: Linux 7.3 binder.c `binder_open`, `binder_ioctl`, `binder_deferred_flush`, `binder_deferred_release`,
 `binder_poll`.
@@ -13,8 +12,7 @@ Sources: Linux 7.3 binder.c `binder_open`, `binder_ioctl`, `binder_deferred_flus
 Invariants
 ----------
 - `refs_by_desc` and `refs_by_node` hold the same refs; `_next_desc` is above every desc in use, and what is free below
-it is in
-  `_free_descs`.
+  it is in `_free_descs`.
 - `allocation` is None until the mapping is known; then `address` is where the client has it.
 """
 

@@ -16,8 +16,7 @@ An error is never an errno to the sender: it is a return (BR_FAILED_REPLY, BR_DE
 the thread's `return_error`, with details in its `extended_error` and in `failed_transaction_log`.
 
 The `line` of a `TransactionError` is the line at which Linux 7.3.4's drivers/android/binder.c gives up: the logs show
-it as
-`l=`, and who knows the driver can look it up.
+it as `l=`, and who knows the driver can look it up.
 
 Sources: Linux 7.3 binder.c `binder_transaction`, `binder_proc_transaction`, `binder_send_failed_reply`,
 `binder_free_transaction`.

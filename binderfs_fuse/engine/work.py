@@ -1,9 +1,8 @@
 """Work: what waits in a todo list until a thread reads it (binder_internal.h `struct binder_work`).
 
 A process, a thread and a node (for one-way calls) each have a list of work. An item is on one list at most, and knows
-which:
-`item.queue` is that deque, or None. Each kind of work says how it is delivered to a thread that reads, and
-what becomes of it when the list is released because its process or thread is gone.
+which: `item.queue` is that deque, or None. Each kind of work says how it is delivered to a thread that reads, and what
+becomes of it when the list is released because its process or thread is gone.
 
 The kinds are TransactionComplete and ReturnError (here), Transaction (transaction.py), Node and Death (node.py), and
 Freeze (freeze.py).

@@ -10,8 +10,7 @@ back, and amends two kinds:
 - INIT, so that what is negotiated is what the two planes can do together: nothing is spliced (a socket cannot be), no
   write is longer than a page (nobody writes here), and backing files are asked for where regions may be passed through.
 - OPEN of a device, so that the client's mmap maps the open's memfd (`host/region.py`): FOPEN_PASSTHROUGH and the
-backing
-  id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
+  backing id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
 
 INTERRUPT never goes to pyfuse3, which could do nothing with it: what the tree does is soon done.
 
@@ -27,7 +26,7 @@ Invariants
 ----------
 - Only this process has /dev/fuse open. When it dies, the kernel fails every request and every one to come.
 - Every request gets exactly one reply: from the device plane, or from pyfuse3, or, should code of this package raise,
--EIO.
+  -EIO.
 """
 
 from __future__ import annotations

@@ -7,10 +7,10 @@ thread, the **leader**, does everything: it reads a request, steps the engine, s
 and reads again in a single call (`lane_exchange`). Others are there for when it does not come back. Whatever a client
 can delay - its memory under userfaultfd, a page of this very mount, a lock of its address space - delays the thread
 that touches it; the **watcher** notices a leader that sleeps and for one to two milliseconds has not come to its next
-request, for whatever reason, takes its place, and finds itself a new watcher. (A leader that runs, or would if it had a
-processor, gets on by itself.) The old one finishes what it has in hand, if ever, and then, being demoted, leaves. Nothing
-is taken from it: steps are guarded by the engine's lock, which is never held across such a call. Only the deliveries that
-it had still to make (`Lane.work`) go to the new leader.
+request, for whatever reason, takes its place, and finds itself a new watcher. (A leader that runs, or would if it had
+a processor, gets on by itself.) The old one finishes what it has in hand, if ever, and then, being demoted, leaves.
+Nothing is taken from it: steps are guarded by the engine's lock, which is never held across such a call. Only the
+deliveries that it had still to make (`Lane.work`) go to the new leader.
 
 A watcher costs nothing while no requests come (system.c), and a thousandth of a processor while they do.
 

@@ -6,8 +6,7 @@ A region is a memfd that the server maps shared and writable. How its pages come
 region's `kind`:
 
 - *passthrough*: the memfd is the backing file of the open (FUSE_DEV_IOC_BACKING_OPEN), so the client's mmap maps the
-same pages.
-  What is stored here is there at once.
+  same pages. What is stored here is there at once.
 - *page cache*: the client's mmap maps pages that belong to the kernel's FUSE. `publish` puts ours over them
   (FUSE_NOTIFY_STORE), in whole pages, since a part of one would not make a page valid that is not yet there; and what
   the client touches before, or after the kernel has dropped it, the kernel asks for with READ, answered by `read`.
