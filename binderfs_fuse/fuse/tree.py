@@ -239,7 +239,7 @@ def survive_mistakes(operations: type[Tree]) -> type[Tree]:
 
 
 @survive_mistakes
-class Tree(pyfuse3.Operations):
+class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to mypy, see pyproject.toml
     """One mounted binderfs.
 
     `owner` is the user and group that everything belongs to, devices unless the settings give them to others.

@@ -86,7 +86,8 @@ class Mounted:
     async def open(self, path: str, pid: int = 100, flags: int = os.O_RDWR) -> int:
         """Look a path up and open it as this process; return the handle."""
         ctx: Any = SimpleNamespace(pid=pid, uid=0, gid=0)
-        return (await self.tree.open((await self.find(path)).st_ino, flags, ctx)).fh
+        handle: int = (await self.tree.open((await self.find(path)).st_ino, flags, ctx)).fh
+        return handle
 
     async def read(self, path: str) -> str:
         """Return all of a file's text, read in pieces of 100 bytes."""
