@@ -17,9 +17,11 @@ os.environ["BINDERFS_FUSE_UNCOMPILED"] = "1"
 # A nice value is handed on by every call, and shown: what is expected are those of processes that nobody made nice.
 with contextlib.suppress(PermissionError):
     os.setpriority(os.PRIO_PROCESS, 0, 0)
-# Shells start what they put into the background with SIGINT ignored, which a shell that a test starts cannot undo.
-if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+# Shells start what they put into the background with SIGINT ignored, nohup all with SIGHUP: a shell that a test starts
+# cannot undo that.
+for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, signal.default_int_handler)
 import binderfs_fuse  # noqa: F401 - while the variable is set
 
 del os.environ["BINDERFS_FUSE_UNCOMPILED"]
