@@ -22,7 +22,7 @@ with contextlib.suppress(PermissionError):
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
-import binderfs_fuse  # noqa: F401 - while the variable is set
+import binderfs_fuse  # noqa: E402, F401 - while the variable is set
 
 del os.environ["BINDERFS_FUSE_UNCOMPILED"]
 
