@@ -39,7 +39,7 @@ from binderfs_fuse._system import lib
 from binderfs_fuse.engine import Engine, invariants
 from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.device import DevicePlane
-from binderfs_fuse.fuse.lane import MAX_WORKERS, Lane
+from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.fuse.settings import Settings
 from binderfs_fuse.host.region import unmap_released
 from fuzz.choices import Choices
@@ -183,7 +183,7 @@ class Mount:
         self._plane._installer = _Installer(self)  # type: ignore[assignment]
         self.crew = self._channel.crew
         # No threads: what they would do waits in the crew's lists.
-        self.crew._workers = MAX_WORKERS
+        self.crew.workers.most = self.crew.client_workers.most = 0
         self.crew._clock._running = True
         self._lane = Lane(self._channel.core)
         self._lane.leads = True
@@ -434,17 +434,16 @@ class Mount:
 
     def _do_job(self) -> None:
         entries = self.crew._clock._entries
-        if self.crew._jobs:
-            job, arguments = self.crew._jobs.popleft()
-            job(*arguments)
-        elif entries:
+        if not self._do_work() and entries:
             _, _, job, arguments = heapq.heappop(entries)
             job(*arguments)
         self._hear()
 
+    def _do_work(self) -> bool:
+        return self.crew.workers.do_one() or self.crew.client_workers.do_one()
+
     def _look(self) -> None:
         self._plane.look(idle=self.choices.rarely(2))
-        self._plane.find_mappings()
         for text in (self._engine.logs.state(hashed=False), self._engine.logs.stats()):
             "".join(text)
 
@@ -473,19 +472,19 @@ class Mount:
         for handle in sorted(self.crew._shunned):
             self._pardon(handle)
         self._settle()
-        while self.crew._jobs:
-            self._do_job()
+        while self._do_work():
+            self._hear()
         for unique, (opcode, _, _) in list(self._waiting.items()):
             if opcode == uapi.FUSE_IOCTL and unique in self._waiting:
                 self._interrupt(unique)
                 self._settle()
-                while self.crew._jobs:
-                    self._do_job()
+                while self._do_work():
+                    self._hear()
         _require(not self._waiting, f"no reply to {self._waiting}")
         for handle in list(self._opens):
             self._close(handle)
-        while self.crew._jobs:
-            self._do_job()
+        while self._do_work():
+            self._hear()
         self._hear()
         self.crew._clock._entries.clear()
         invariants.check(self._engine, quiet=True)

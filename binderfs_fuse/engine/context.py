@@ -73,11 +73,13 @@ class Context:
         nice: int = 0,
         pid_namespace: int = 0,
         pids: dict[int, int] | None = None,
+        user_ids: list[tuple[int, int, int]] | None = None,
         scheduling: Scheduling = (NORMAL, 120),
     ) -> Process:
         """Open the device for process `pid`.
 
         `pids` are its pids by pid namespace, as far as it is nested; left out, all processes share one namespace.
+        `user_ids` are the users of its user namespace, [(first there, first here, count)], unless that is everybody's.
         Raises `OSError`: EMFILE or ENFILE, see limits.py.
         """
         engine = self.engine
@@ -88,7 +90,7 @@ class Context:
             raise OSError(EMFILE, "too many opens of this user")
         if sum(each.opens for each in engine.accounts.values()) >= engine.limits.opens:
             raise OSError(ENFILE, "too many opens")
-        process = Process(self, pid, euid, region, nice, pid_namespace, pids or {}, scheduling, account)
+        process = Process(self, pid, euid, region, nice, pid_namespace, pids or {}, user_ids, scheduling, account)
         engine.processes[process] = None
         engine.stats.created[stats.PROC] += 1
         return process
@@ -136,10 +138,6 @@ class Engine:
     def remove_context(self, context: Context) -> None:
         """The device is gone; those who have it open go on."""
         del self.contexts[context.name]
-
-    def unmapped(self) -> list[Process]:
-        """Processes whose mapping is not known: the logs show it, so look it up before (`Process.map`)."""
-        return [process for process in self.processes if process.allocation is None]
 
     def cancel_all(self, queue: deque[Any]) -> None:
         """Release a list of work that nobody will read."""

@@ -115,7 +115,7 @@ class GetSecurityContext:
 
 
 class SetNice:
-    """Give the caller's thread a nice value in -20..19; answered with the one that it then has."""
+    """Give the caller's thread a nice value in -20..19, as far as its rights go; answered with the one it then has."""
 
     __slots__ = ("nice",)
 
@@ -124,12 +124,16 @@ class SetNice:
 
 
 class SetScheduling:
-    """Give the caller's thread a scheduler policy and priority (see priority.py); answered with what it then has."""
+    """Give the caller's thread a scheduler policy and priority (see priority.py); answered with what it then has.
 
-    __slots__ = ("scheduling",)
+    `verify`: as far as its rights go. Otherwise it had them before.
+    """
 
-    def __init__(self, scheduling: Scheduling) -> None:
+    __slots__ = ("scheduling", "verify")
+
+    def __init__(self, scheduling: Scheduling, *, verify: bool) -> None:
         self.scheduling = scheduling
+        self.verify = verify
 
 
 class Wait:

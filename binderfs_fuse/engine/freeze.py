@@ -9,7 +9,7 @@ Sources: Linux 7.3 binder.c `binder_ioctl_freeze`, `binder_add_freeze_work`, `bi
 
 from __future__ import annotations
 
-from errno import EAGAIN, EINVAL, ETIMEDOUT
+from errno import EAGAIN, EINTR, EINVAL, ETIMEDOUT
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import uapi
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
 
 _MILLISECOND: Final = 1_000_000  # in nanoseconds
+# <linux/errno.h>: the kernel keeps it to itself.
+ERESTARTSYS: Final = 512
 
 
 class Freeze(Work):
@@ -154,7 +156,8 @@ def tell_refs(process: Process, *, is_frozen: bool) -> None:
 def ioctl_freeze(thread: Thread, argument: bytes) -> Generator[Effect, Any, Outcome]:
     """BINDER_FREEZE: freeze or thaw every open of a process.
 
-    0; -EINVAL for a pid without an open; -EAGAIN if transactions are pending after `timeout_ms`; -EINTR.
+    0; -EINVAL for a pid without an open; -EAGAIN if transactions are pending after `timeout_ms`; for a signal
+    -ERESTARTSYS (-512), of which the kernel makes EINTR, or the same ioctl anew, as the signal's action says.
     """
     pid, enable, timeout_ms = uapi.binder_freeze_info.unpack(argument)
     engine = thread.process.engine
@@ -195,6 +198,8 @@ def _freeze(target: Process, *, enable: bool, timeout_ms: int) -> Generator[Effe
         target.freeze_waits.remove(wait)
         if error == -ETIMEDOUT:
             error = 0
+        elif error == -EINTR:
+            error = -ERESTARTSYS
     if not error and target.has_pending_transactions():
         error = -EAGAIN
     if error:

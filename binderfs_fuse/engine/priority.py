@@ -10,8 +10,7 @@ Here a **scheduling** is a pair (policy, priority): policy is SCHED_NORMAL 0, SC
 real-time.
 
 Sources: Linux 7.3 binder.c `binder_set_nice`; Android common kernel, drivers/android/binder.c
-`binder_transaction_priority`,
-`to_kernel_prio`, `is_rt_policy`.
+`binder_transaction_priority`, `to_kernel_prio`, `is_rt_policy`.
 """
 
 from __future__ import annotations

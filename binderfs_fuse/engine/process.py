@@ -44,6 +44,7 @@ if TYPE_CHECKING:
 
 # A larger mapping is used only up to here (binder_alloc.c).
 MAX_REGION: Final = 4 << 20
+_NO_USER: Final = 0xFFFF_FFFF
 POLLIN: Final = 0x001
 POLLERR: Final = 0x008
 
@@ -89,6 +90,7 @@ class Process:
         "threads",
         "tmp_ref",
         "todo",
+        "user_ids",
         "waiting_threads",
     )
 
@@ -101,6 +103,7 @@ class Process:
         nice: int,
         pid_namespace: int,
         pids: dict[int, int],
+        user_ids: list[tuple[int, int, int]] | None,
         scheduling: Scheduling,
         account: Account,
     ) -> None:
@@ -115,6 +118,7 @@ class Process:
         self.default_scheduling = scheduling
         self.pid_namespace = pid_namespace
         self.pids = pids
+        self.user_ids = user_ids
         self.threads: dict[int, Thread] = {}
         # The thread that waits last is woken first: a dict is a stack with removal.
         self.waiting_threads: dict[Thread, None] = {}
@@ -178,6 +182,7 @@ class Process:
             if self.is_full(len(self.threads), self.engine.limits.threads):
                 return None
             thread = self.threads[task.tid] = Thread(self, task.tid)
+        thread.pid = task.pid
         thread.euid = task.euid
         thread.nice = task.nice
         thread.scheduling = task.scheduling
@@ -229,6 +234,15 @@ class Process:
         if self.pid_namespace == receiver.pid_namespace:
             return self.pids.get(receiver.pid_namespace, self.pid)
         return self.pids.get(receiver.pid_namespace, 0)
+
+    def user_id(self, euid: int) -> int:
+        """A user's number in the process's own user namespace; 2^32 - 1 where it has none there."""
+        if self.user_ids is None:
+            return euid
+        for inside, outside, count in self.user_ids:
+            if outside <= euid < outside + count:
+                return inside + euid - outside
+        return _NO_USER
 
     # -- nodes and refs
 

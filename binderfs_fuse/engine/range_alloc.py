@@ -51,7 +51,7 @@ class Buffer:
     """A stretch of a region, allocated for one transaction or free (binder_alloc.h `struct binder_buffer`).
 
     `offset` and `size` are in bytes from the region's start; `data_size`, `offsets_size` and `extra_buffers_size` as
-    the sender gave them. `pid` is the sender's process.
+    the sender gave them. `pid` is the thread group of who sent it.
     """
 
     __slots__ = (

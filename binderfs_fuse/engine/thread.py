@@ -113,6 +113,7 @@ class Thread:
         "looper",
         "looper_need_return",
         "nice",
+        "pid",
         "process",
         "process_todo",
         "reply_error",
@@ -128,6 +129,7 @@ class Thread:
 
     process: Process
     tid: int
+    pid: int
     euid: int
     nice: int
 
@@ -136,6 +138,8 @@ class Thread:
         process.account.objects += 1
         self.process = process
         self.tid = tid
+        # The thread group's, which is not the process's where that has handed on its descriptor.
+        self.pid = 0
         self.euid = 0
         self.nice = 0
         self.scheduling: Scheduling = (NORMAL, 120)
@@ -211,10 +215,10 @@ class Thread:
         self.transaction_stack = transaction.from_parent
         transaction.from_thread = None
 
-    def set_scheduling(self, scheduling: Scheduling) -> Generator[Effect, Any, None]:
+    def set_scheduling(self, scheduling: Scheduling, *, verify: bool = False) -> Generator[Effect, Any, None]:
         """Change the thread's own scheduler policy and priority, with Android's rules."""
         if scheduling != self.scheduling:
-            self.scheduling = yield SetScheduling(scheduling)
+            self.scheduling = yield SetScheduling(scheduling, verify=verify)
 
     # -- the ioctl
 
@@ -398,7 +402,7 @@ class Thread:
                 elif process.engine.android_priority:
                     work.saved_scheduling = self.scheduling
                     yield from self.set_scheduling(
-                        scheduling_to_serve(work.scheduling, node.scheduling, inherit_rt=node.inherit_rt)
+                        scheduling_to_serve(work.scheduling, node.scheduling, inherit_rt=node.inherit_rt), verify=True
                     )
                 else:
                     nice = self._serving_nice(work, node.min_priority)
@@ -440,6 +444,9 @@ class Thread:
         address = process.address + buffer.offset
         offsets = address + ((buffer.data_size + 7) & ~7)
         sender_pid = sender.process.pid_in(process) if sender is not None else 0
+        sender_euid = transaction.sender_euid
+        if process.user_ids is not None:
+            sender_euid = process.user_id(sender_euid)
         if node is None:
             command = BR_REPLY
             ptr = cookie = 0
@@ -455,7 +462,7 @@ class Thread:
                 transaction.code,
                 transaction.flags,
                 sender_pid,
-                transaction.sender_euid,
+                sender_euid,
                 buffer.data_size,
                 buffer.offsets_size,
                 address,
@@ -470,7 +477,7 @@ class Thread:
                 transaction.code,
                 transaction.flags,
                 sender_pid,
-                transaction.sender_euid,
+                sender_euid,
                 buffer.data_size,
                 buffer.offsets_size,
                 address,

@@ -353,7 +353,7 @@ def transact(
         account = target_process.account
         if account.objects >= engine.limits.user_objects:
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3409)
-        buffer = allocation.allocate(size or 8, process.pid, is_async=bool(one_way and not reply))
+        buffer = allocation.allocate(size or 8, thread.pid, is_async=bool(one_way and not reply))
         if isinstance(buffer, int):
             raise TransactionError(BR_FAILED_REPLY, buffer, 3409)
         buffer.debug_id = debug_id

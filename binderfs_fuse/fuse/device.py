@@ -38,7 +38,9 @@ import logging
 import os
 import struct
 import sys
+import time
 from collections import deque
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from binderfs_fuse import uapi
@@ -96,6 +98,12 @@ _ANSWER_IOCTL: Final[int] = lib.ANSWER_IOCTL
 _copy_fetched: Final = lib.lane_copy
 # POLLIN, POLLOUT, POLLRDNORM and POLLWRNORM: what a file says that has no poll.
 _ALWAYS_READY: Final = 0x001 | 0x004 | 0x040 | 0x100
+# Seconds that a log waits for what is mapped where. To look that up takes much less than the second figure; where it
+# does not, it is done again only after so many times as long.
+_MAPPINGS_PATIENCE: Final = 0.1
+_SOON: Final = 0.005
+_SEEK_AGAIN: Final = 1000
+_NEVER: Final = float("inf")
 # How often it is looked whether a client that cannot be answered is being killed.
 _KILL_INTERVAL: Final = 0.1
 
@@ -116,6 +124,8 @@ class Open:
     `kh`           the kernel's handle of who waits in poll, or 0
     `nonblocking`  O_NONBLOCK was seen when it was last looked at
     `looks`        so many more calls are looked at before they are parked
+    `searches`     how often its process has asked for something before it was known where it has mapped the device
+    `sought_again` when the logs may look that up again, by the monotonic clock
     `denied`       it has been logged that its memory is out of reach
     `let_go`       calls that may be answered before the end of their steps
     `released`     the kernel has let go of it
@@ -134,6 +144,8 @@ class Open:
         "process",
         "region",
         "released",
+        "searches",
+        "sought_again",
         "tasks",
     )
 
@@ -151,6 +163,8 @@ class Open:
         self.tasks: dict[int, Task] = {}
         self.kh = 0
         self.let_go = 0
+        self.searches = 0
+        self.sought_again = 0.0
         self.released = False
         self.denied = False
 
@@ -163,11 +177,13 @@ class Call:
     `wait`         what it is parked on now; `parked` says that it ever was
     `interrupted`  it is not to be parked any more
     `let_go`       nothing of its task is to be touched any more: it may be answered before its step ends
+    `elsewhere`    the open of another process that is being looked at for it
     `looked`       how often it was passed when parked calls were looked at
     """
 
     __slots__ = (
         "argument",
+        "elsewhere",
         "interrupted",
         "let_go",
         "looked",
@@ -193,6 +209,7 @@ class Call:
         self.parked = False
         self.interrupted = False
         self.let_go = False
+        self.elsewhere: Open | None = None
         self.looked = 0
 
     def unpark(self) -> None:
@@ -280,7 +297,9 @@ class DevicePlane:
         self._controls: dict[int, ControlHandler] = {}
         self._by_process: dict[Process, Open] = {}
         self._parked: dict[int, Call] = {}
-        # Calls that no reader is at: what each worker has resumed, and those, by `unique`, that are a tracer's.
+        # Calls that no reader is at: those that wait for a worker, what each worker has resumed, and those that are a
+        # tracer's, by `unique`.
+        self._queued: set[Call] = set()
         self._resumed: dict[Lane, Call] = {}
         self.transfers: dict[int, Call] = {}
         self._installer = files.FileInstaller()
@@ -339,11 +358,12 @@ class DevicePlane:
             with self._lock:
                 process = context.open(
                     identity.pid,
-                    uid,
+                    identity.euid,
                     region,
                     nice=identity.nice,
                     pid_namespace=identity.pid_namespace,
                     pids=identity.pids,
+                    user_ids=identity.user_ids,
                     **extra,
                 )
         except OSError:
@@ -393,7 +413,7 @@ class DevicePlane:
             opened = None
         if opened is None:
             return -errno.EBADF
-        task = Task(tid, opened.identity.pid, identity.euid, identity.nice)
+        task = Task(tid, identity.pid, identity.euid, identity.nice)
         with self._lock:
             outcome = next(opened.process.ioctl(task, command, bytes(uapi.ioctl_size(command))))
             assert isinstance(outcome, Outcome)  # neither asks for anything
@@ -444,13 +464,7 @@ class DevicePlane:
             if not tid:
                 self._note_stranger(uid)
                 return _result(unique, -errno.EPERM)
-            if len(opened.tasks) > 2 * self._engine.limits.threads:
-                # Most of them are gone.
-                opened.tasks.clear()
-            # The engine's processes are those that opened; who else calls, after a fork, is none.
-            task = opened.tasks[tid] = Task(tid, opened.identity.pid, uid, nice)
-            if self._android:
-                task.scheduling = tasks.scheduling(tid)
+            task = self._meet(opened, tid, uid, nice)
         commands = None
         if commands_size >= 0:
             commands = lane.commands[:commands_size]
@@ -460,6 +474,8 @@ class DevicePlane:
             return _result(unique, _EINTR)
         argument = lane.message[_ARGUMENT : _ARGUMENT + in_size]
         call = lane.call = Call(unique, opened, task, address, out_size)
+        if opened.process.allocation is None and task.pid == opened.identity.pid:
+            self._find_own_mapping(call)
         self._lock.acquire()  # _drive() releases it
         try:
             call.send = opened.process.ioctl(task, command, argument, commands).send
@@ -468,6 +484,29 @@ class DevicePlane:
             raise
         answer = self._drive(lane, call, None)
         return self.work_off(lane, answer) if lane.work else answer
+
+    def _meet(self, opened: Open, tid: int, uid: int, nice: int) -> Task:
+        """Return the task that calls, which is not known yet, or not as it is now.
+
+        `uid` is what FUSE says, its user as far as files go. That is nearly always the effective one; where it is not,
+        /proc is asked at each call, since a change of the other one would not show.
+        """
+        known = opened.tasks.get(tid)
+        if known is not None and known.euid == uid:
+            pid, euid = known.pid, uid
+        else:
+            try:
+                pid, euid = tasks.caller(tid)
+            except OSError:
+                pid, euid = opened.identity.pid, uid
+        task = Task(tid, pid, euid, nice)
+        if self._android:
+            task.scheduling = tasks.scheduling(tid)
+        if len(opened.tasks) > 2 * self._engine.limits.threads:
+            # Most of them are gone.
+            opened.tasks.clear()
+        opened.tasks[tid] = task
+        return task
 
     def _control(self, lane: Lane, handle: int) -> Answer | None:
         fields = lane.fields
@@ -505,7 +544,9 @@ class DevicePlane:
         if not tid:
             self._note_stranger(fields.uid)
             return plain(unique, -errno.EPERM)
-        task = Task(tid, opened.identity.pid, fields.uid, fields.nice)
+        task = opened.tasks.get(tid)
+        if task is None or task.nice != fields.nice:
+            task = self._meet(opened, tid, fields.uid, fields.nice)
         with self._lock:
             if flags & uapi.FUSE_POLL_SCHEDULE_NOTIFY:
                 opened.kh = kh
@@ -583,19 +624,23 @@ class DevicePlane:
 
         Without an answer the client could not die, nor let go of the memory that the thread is stuck in. With it, its
         thread id is soon another's. So nothing more is begun for it from the moment that the call is marked, and it is
-        answered only while a thread is found in the middle of a copy, which has its task and not its number.
+        answered only while no thread is at it, or at nothing of its task, or while one is found in the middle of a
+        copy, which has its task and not its number.
         """
         with self._lock:
             call, tid = self._find(unique)
         if not tid:
             return
         if tasks.is_being_killed(tid):
+            untouched = False
             with self._lock:
-                if call is not None and not call.let_go:
-                    call.let_go = True
-                    if not call.over:
-                        call.open.let_go += 1
-            if tasks.is_being_copied(tid):
+                if call is not None:
+                    if not call.let_go:
+                        call.let_go = True
+                        if not call.over:
+                            call.open.let_go += 1
+                    untouched = call in self._queued or call.elsewhere is not None
+            if untouched or tasks.is_being_copied(tid):
                 self._channel.answer(_result(unique, _EINTR))
                 return
         self._crew.after(_KILL_INTERVAL, self._let_go, unique)
@@ -610,7 +655,11 @@ class DevicePlane:
         if fields.opcode == uapi.FUSE_IOCTL and not fetched:
             return fields.fh, fields.uid
         call = lane.serving
-        return (call.open.handle, call.task.euid) if call is not None else (0, 0)
+        if call is None:
+            return 0, 0
+        if call.elsewhere is not None:
+            return call.elsewhere.handle, call.elsewhere.identity.euid
+        return call.open.handle, call.task.euid
 
     def look(self, idle: bool) -> None:
         """Find out about O_NONBLOCK of calls that have been parked for some time: all if nothing happens (`idle`)."""
@@ -804,26 +853,38 @@ class DevicePlane:
             except IndexError:
                 return
             if call is None:
-                self._crew.post(self._give, *value)
+                self._post_give(*value)
             else:
-                self._crew.post(self._resume, call, value)
+                self._post_resume(call, value)
+
+    def _post_give(self, answer: Answer, delivery: Any) -> None:
+        if delivery is None:
+            self._crew.post(self._channel.answer, answer)
+            return
+        call = delivery[0]
+        self._queued.add(call)
+        self._crew.post_for(call.open.handle, call.task.euid, self._give, answer, delivery)
 
     def _give(self, answer: Answer, delivery: Any) -> None:
-        """Give an answer in a worker."""
+        """Give an answer that stores data, in a worker."""
         lane = Lane(self._core)
         lane.delivery = delivery
-        if delivery is not None:
-            self._resumed[lane] = delivery[0]
+        call = delivery[0]
+        self._resumed[lane] = call
         try:
+            with self._lock:
+                self._queued.discard(call)
+                if call.let_go:
+                    return
             self._deliver(lane, answer)
         finally:
-            self._resumed.pop(lane, None)
+            del self._resumed[lane]
 
     def _resume_each(self, woken: Sequence[tuple[Call, int]], pollers: Sequence[int] = ()) -> None:
         for kh in pollers:
             lib.channel_notify_poll(self._core, kh)
         for call, value in woken:
-            self._crew.post(self._resume, call, value)
+            self._post_resume(call, value)
 
     def _resume_from(self, call: Call, wait: Wait, value: int) -> None:
         """Resume a call with `value` if it is still parked on this; in a worker."""
@@ -831,7 +892,12 @@ class DevicePlane:
             if call.wait is not wait:
                 return
             call.unpark()
-        self._resume(call, value)
+        self._post_resume(call, value)
+
+    def _post_resume(self, call: Call, value: int) -> None:
+        """Have a worker resume a call that is unparked."""
+        self._queued.add(call)
+        self._crew.post_for(call.open.handle, call.task.euid, self._resume, call, value)
 
     def _resume(self, call: Call, value: int) -> None:
         """Resume a call in a worker, and leave those that it wakes to others: it may be stuck then."""
@@ -840,6 +906,7 @@ class DevicePlane:
         self._resumed[lane] = call
         try:
             self._lock.acquire()  # _drive() releases it
+            self._queued.discard(call)
             answer = self._drive(lane, call, value)
             self._resume_each(lane.work)
             lane.work.clear()
@@ -972,23 +1039,70 @@ class DevicePlane:
         return region.copy_from(call.task.tid, effect.address, effect.size, effect.offset)
 
     def _find_mapping(self, lane: Lane, call: Call, effect: FindMapping) -> tuple[int, int] | None:
-        del call
+        """Look up where a process has mapped its device that has asked for nothing since it has.
+
+        /proc/PID/maps of a process that is about to execute another program can make wait, for as long as it likes.
+        """
         opened = self._by_process.get(effect.process)
         if opened is None:
             return None
         self._clear_way(lane)
-        return tasks.find_mapping(opened.identity.pid, opened.inode, self.device)
+        call.elsewhere = opened
+        mapping = tasks.find_mapping(tasks.maps(opened.identity.pid), opened.inode, self.device)
+        call.elsewhere = None
+        return mapping
+
+    def _find_own_mapping(self, call: Call) -> None:
+        """Look up where the process has mapped its device that asks for something just now.
+
+        It cannot execute another program meanwhile. As it may ask for much without ever mapping it, it is looked at
+        ever more seldom.
+        """
+        opened = call.open
+        opened.searches += 1
+        if opened.searches & (opened.searches - 1):
+            return
+        call.elsewhere = opened
+        mapping = tasks.find_mapping(tasks.maps(opened.identity.pid), opened.inode, self.device)
+        call.elsewhere = None
+        if mapping is not None:
+            with self._lock:
+                opened.process.map(*mapping)
 
     def find_mappings(self) -> None:
-        """Look up where processes have mapped their device that nobody has had to know yet: the logs show its size."""
-        with self._lock:
-            unmapped = self._engine.unmapped()
-        for process in unmapped:
-            opened = self._by_process.get(process)
-            mapping = opened and tasks.find_mapping(opened.identity.pid, opened.inode, self.device)
-            if mapping:
+        """Look up where those have mapped their device who have asked for nothing since: the logs show its size.
+
+        Whose mappings make wait, or are so many that they take long, cannot make the logs wait for more than a moment.
+        """
+        now = time.monotonic()
+        unmapped: dict[int, list[Open]] = {}
+        for opened in list(self.opens.values()):
+            if opened.process.allocation is None and now >= opened.sought_again:
+                opened.sought_again = _NEVER
+                unmapped.setdefault(opened.identity.pid, []).append(opened)
+        done: SimpleQueue[None] = SimpleQueue()
+        for pid, opens in unmapped.items():
+            # One at a time for each user.
+            account = ("maps", opens[0].identity.euid), 1
+            self._crew.client_workers.post(self._find_mappings_of, pid, opens, done, accounts=(account,))
+        for _ in unmapped:
+            try:
+                done.get(timeout=max(0.0, now + _MAPPINGS_PATIENCE - time.monotonic()))
+            except Empty:
+                return
+
+    def _find_mappings_of(self, pid: int, opens: Sequence[Open], done: SimpleQueue[None]) -> None:
+        begin = time.monotonic()
+        text = tasks.maps(pid)
+        for opened in opens:
+            mapping = tasks.find_mapping(text, opened.inode, self.device)
+            if mapping is not None:
                 with self._lock:
-                    process.map(*mapping)
+                    opened.process.map(*mapping)
+        end = time.monotonic()
+        for opened in opens:
+            opened.sought_again = end + _SEEK_AGAIN * max(0.0, end - begin - _SOON)
+        done.put(None)
 
     def wake(self) -> None:
         """Resume, and let poll again, whom the engine has made ready while somebody else had it locked."""
@@ -1024,7 +1138,7 @@ class DevicePlane:
 
     def _set_scheduling(self, lane: Lane, call: Call, effect: SetScheduling) -> tuple[int, int]:
         del lane
-        return tasks.set_scheduling(call.task.tid, effect.scheduling)
+        return tasks.set_scheduling(call.task.tid, effect.scheduling, verify=effect.verify)
 
     # The log.
 

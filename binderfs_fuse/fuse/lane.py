@@ -20,8 +20,9 @@ With `MAX_LANES` threads in all the mount is *austere*: every request that would
 there, while everything else - polls, signals, closing, the tree, and so the death of the client at fault - goes on.
 At fault is whose memory it is, which need not be who made the request: a reply is stored by whoever gives it.
 
-**Workers** do what no reader should: what comes from the tree's side or from a timer, and what takes a thread of its
-own (ptrace). There are as many as there are jobs stuck or under way, up to a limit, and none by default.
+**Workers** do what no reader should: what comes from the tree's side or from a timer. Of two kinds: jobs that touch no
+client's memory (`post`) are soon done, and have threads of their own; those that do (`post_for`) may be stuck, and so
+have the same limits as lanes, by handle and by user (workers.py).
 
 Invariants
 ----------
@@ -41,6 +42,7 @@ from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from binderfs_fuse._system import ffi, lib
+from binderfs_fuse.fuse.workers import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -54,7 +56,7 @@ STUCK_PER_HANDLE: Final = 4
 STUCK_PER_USER: Final = MAX_LANES // 2
 """Threads that may be stuck over one user's memory before all of the user's requests have to wait."""
 MAX_WORKERS: Final = 64
-"""Threads for everything else, at most."""
+"""Threads for everything else, at most, of each kind."""
 Answer: TypeAlias = tuple[Any, ...]
 """What `lib.channel_deliver` takes: unique, kind, result, payload and its size; tid, address, data and its size.
 
@@ -64,7 +66,6 @@ Not spelled out: compiled code would take it apart and put it together at each t
 _STACK_SIZE: Final = 512 << 10
 _stack_size_guard = threading.Lock()
 _STUCK_SECONDS: Final = 1.0
-_WORKER_PATIENCE: Final = 10.0
 _EVERYTHING: Final = (1 << 64) - 1
 _USER: Final[int] = lib.SHUN_USER
 """With a user's id, what stands for all handles of the user."""
@@ -159,11 +160,9 @@ class Crew:
         self._shunned: set[int] = set()
         self.austere = False
         self.backlog: OrderedDict[int, tuple[int, int, bytes]] = OrderedDict()
-        self._jobs: deque[tuple[Callable[..., object], tuple[Any, ...]]] = deque()
-        self._job_waits = threading.Condition(self._guard)
-        self._idle_workers = 0
-        self._workers = 0
         self._stopping = False
+        self.workers = Pool(MAX_WORKERS, self._start_worker)
+        self.client_workers = Pool(MAX_WORKERS, self._start_worker)
         self._clock = Clock(self.post)
 
     def start(self) -> None:
@@ -180,24 +179,25 @@ class Crew:
         """End all threads but those that are stuck; the connection is gone. Return whether none was."""
         with self._guard:
             self._stopping = True
-            self._job_waits.notify_all()
             # One that is about to be started finds at once that it is not wanted.
             threads = [thread for thread in self._threads if thread.ident is not None]
         lib.channel_stop(self._channel)
         self._clock.stop()
+        self.workers.stop()
+        self.client_workers.stop()
+        deadline = time.monotonic() + _STUCK_SECONDS
         for thread in threads:
-            thread.join(timeout=_STUCK_SECONDS)
+            thread.join(timeout=max(0.0, deadline - time.monotonic()))
         return not any(thread.is_alive() for thread in threads)
 
     def post(self, job: Callable[..., object], *arguments: Any) -> None:
-        """Have a worker call `job`; never waits."""
-        with self._guard:
-            self._jobs.append((job, arguments))
-            self._job_waits.notify()
-            if len(self._jobs) <= self._idle_workers or self._workers >= MAX_WORKERS or self._stopping:
-                return
-            self._workers += 1
-        self._start(self._work, name="worker")
+        """Have a worker call `job`, which touches no client's memory; never waits."""
+        self.workers.post(job, *arguments)
+
+    def post_for(self, handle: int, uid: int, job: Callable[..., object], *arguments: Any) -> None:
+        """Have a worker call `job`, which may be stuck in the memory of this handle's client, a user's; never waits."""
+        accounts = (handle, STUCK_PER_HANDLE), (_USER | uid, MAX_WORKERS // 2)
+        self.client_workers.post(job, *arguments, accounts=accounts)
 
     def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> None:
         """Have a worker call `job` in a while."""
@@ -238,6 +238,9 @@ class Crew:
                 thread.start()
             finally:
                 threading.stack_size(previous)
+
+    def _start_worker(self, work: Callable[[], None]) -> None:
+        self._start(work, name="worker")
 
     def _run(self, target: Callable[..., None], *arguments: Any) -> None:
         try:
@@ -356,26 +359,6 @@ class Crew:
             self.austere = False
             lib.channel_pardon(self._channel, _EVERYTHING)
         self._find_watcher()
-
-    # Workers.
-
-    def _work(self) -> None:
-        while True:
-            with self._guard:
-                if not self._jobs and not self._stopping:
-                    self._idle_workers += 1
-                    self._job_waits.wait(_WORKER_PATIENCE)
-                    self._idle_workers -= 1
-                if not self._jobs:
-                    self._workers -= 1
-                    return
-                job, arguments = self._jobs.popleft()
-            try:
-                job(*arguments)
-            except Exception:  # noqa: BLE001 - the thread is for all jobs
-                _log.exception("a worker's job failed")
-            # What it was about must not stay until the next one.
-            del job, arguments
 
 
 class Clock:

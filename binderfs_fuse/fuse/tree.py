@@ -165,15 +165,18 @@ class Device(Node):
 class Passing:
     """An inode that goes when the kernel lets go of it: one of a device's, or a process log's.
 
-    `is_open` says that it is, or was, a device's open.
+    `is_open` says that it is a device's open now, `was_open` that it is or was; `refused`, that it has been logged that
+    it cannot be another one meanwhile.
     """
 
-    __slots__ = ("is_open", "lookups", "node")
+    __slots__ = ("is_open", "lookups", "node", "refused", "was_open")
 
     def __init__(self, node: Node) -> None:
         self.node = node
         self.lookups = 0
         self.is_open = False
+        self.was_open = False
+        self.refused = False
 
 
 class Reader:
@@ -269,7 +272,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         self._passing = itertools.count(_FIRST_PASSING_INODE)
         self._handles = itertools.count(1)
         self._inodes: dict[int, Node | Passing] = {}
-        self._open: dict[int, Reader | Lister | ControlOpen | tuple[Device, Open]] = {}
+        self._open: dict[int, Reader | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
 
         self.root = Directory(owner, pyfuse3.ROOT_INODE, None, fixed=False)
         self._inodes[pyfuse3.ROOT_INODE] = self.root
@@ -436,8 +439,8 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         if not isinstance(node, Device):
             return node.size
         passing = self._inodes.get(inode)
-        is_open = isinstance(passing, Passing) and passing.is_open
-        return REGION_SIZE if is_open or self._plane.kind is Kind.PAGE_CACHE else 0
+        was_open = isinstance(passing, Passing) and passing.was_open
+        return REGION_SIZE if was_open or self._plane.kind is Kind.PAGE_CACHE else 0
 
     def _enter(self, node: Node) -> pyfuse3.EntryAttributes:
         """Give the kernel one more hold on a node, a device's by an inode of its own."""
@@ -643,13 +646,25 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     def _open_device(self, device: Device, inode: int, handle: int, flags: int, ctx: pyfuse3.RequestContext) -> None:
         if not device.nlink and not device.opens:
             _refuse(errno.ESTALE)
+        passing = cast("Passing", self._inodes[inode])
+        if passing.is_open:
+            # Nobody looked the name up: it is a bind mount of the device alone, or /proc/PID/fd. What two opens of one
+            # inode map is the same pages, and neither is to see the other's.
+            if not passing.refused:
+                passing.refused = True
+                _log.warning(
+                    "%s was opened once more by a way that is good for one open at a time, such as a bind mount of "
+                    "it alone: EBUSY; bind its directory",
+                    os.fsdecode(device.context.name),
+                )
+            _refuse(errno.EBUSY)
         try:
             opened = self._plane.open(handle, inode, device.context, ctx.pid, ctx.uid, flags)
         except OSError as error:
             raise FUSEError(error.errno or errno.EIO) from error
         device.opens += 1
-        cast("Passing", self._inodes[inode]).is_open = True
-        self._open[handle] = (device, opened)
+        passing.is_open = passing.was_open = True
+        self._open[handle] = (device, opened, passing)
         pid = opened.process.pid
         if self._process_directory and not self._opens_of[pid]:
             log = File(self._owner, next(self._passing), lambda: self._engine.logs.proc(pid))
@@ -666,8 +681,9 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             self._plane.release(fh)
             self._close_device(fh, *opened)
 
-    def _close_device(self, handle: int, device: Device, opened: Open) -> None:
+    def _close_device(self, handle: int, device: Device, opened: Open, passing: Passing) -> None:
         device.opens -= 1
+        passing.is_open = False
         self._evict(device)
         pid = opened.process.pid
         self._opens_of[pid] -= 1

@@ -1,7 +1,7 @@
 """What a server may do, once it needs no more than to serve.
 
 A server reads and writes the memory of its clients, takes files from them and gives them files, sets their priority,
-registers backing files, and in the end unmounts. That takes four capabilities at most, `KEPT`; all others go for good,
+registers backing files, and in the end unmounts. That takes five capabilities at most, `KEPT`; all others go for good,
 and nothing that it might execute could get any back. Where there were none, as without root, none are missed.
 
 The filter of system calls is a list of what no server has any business to do, in case that somebody should ever make
@@ -26,8 +26,10 @@ DAC_READ_SEARCH: Final = 2
 SYS_PTRACE: Final = 19
 SYS_ADMIN: Final = 21
 SYS_NICE: Final = 23
-KEPT: Final = (DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN, SYS_NICE)
-"""For descriptors of others in /proc; their memory; backing files, and unmounting; their priorities."""
+SYS_RESOURCE: Final = 24
+KEPT: Final = (DAC_READ_SEARCH, SYS_PTRACE, SYS_ADMIN, SYS_NICE, SYS_RESOURCE)
+"""For descriptors of others in /proc; their memory; backing files, and unmounting; their priorities; to lift a client's
+limit of descriptors while it is given some (host/ptrace.c)."""
 
 _SETPCAP: Final = 8
 _VERSION: Final = 0x20080522

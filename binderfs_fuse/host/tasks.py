@@ -17,6 +17,13 @@ from typing import Final
 
 _NS_GET_PARENT: Final = 0xB702
 _SCHED_RESET_ON_FORK: Final = 0x40000000
+_MIN_NICE: Final = -20
+_MAX_NICE: Final = 19
+_CAP_SYS_NICE: Final = 23
+_UNLIMITED: Final = 1 << 63
+_REALTIME: Final = (os.SCHED_FIFO, os.SCHED_RR)
+# Of a thread with nice value 0, on the kernel's scale of priorities.
+_NICE_0: Final = 120
 # process_vm_readv and process_vm_writev.
 _COPYING: Final = {"x86_64": (b"310", b"311"), "aarch64": (b"270", b"271")}
 
@@ -30,6 +37,8 @@ class Identity:
     `nice`           its nice value, -20..19
     `pid_namespace`  the pid namespace it lives in: 0 for this process's own, else the namespace's inode number
     `pids`           its thread group's pid in each namespace that sees it, keyed likewise
+    `user_ids`       None: its user namespace is this process's own; else [(first there, first here, count)], the users
+                     that it knows
     """
 
     pid: int
@@ -37,6 +46,7 @@ class Identity:
     nice: int
     pid_namespace: int = 0
     pids: dict[int, int] = field(default_factory=dict)
+    user_ids: list[tuple[int, int, int]] | None = None
 
 
 def _read(path: str) -> bytes:
@@ -68,11 +78,29 @@ def identify(tid: int) -> Identity:
     euid = int(fields[b"Uid"].split()[1])
     nice = os.getpriority(os.PRIO_PROCESS, tid)
     numbers = [int(number) for number in fields[b"NStgid"].split()] if b"NStgid" in fields else [pid]
+    user_ids = None if _shares_users(tid) else _user_ids(tid)
     # The first number is that of the namespace /proc was mounted in, the last that of the task's own.
     if len(numbers) == 1:
-        return Identity(pid, euid, nice)
+        return Identity(pid, euid, nice, user_ids=user_ids)
     namespaces = _namespaces(tid, len(numbers))
-    return Identity(pid, euid, nice, namespaces[-1], dict(zip(namespaces, numbers, strict=True)))
+    return Identity(pid, euid, nice, namespaces[-1], dict(zip(namespaces, numbers, strict=True)), user_ids)
+
+
+def caller(tid: int) -> tuple[int, int]:
+    """Return a task's thread group and its effective user. Raises `OSError`."""
+    fields = status(tid)
+    return int(fields[b"Tgid"]), int(fields[b"Uid"].split()[1])
+
+
+def _shares_users(tid: int) -> bool:
+    """Tell whether a task lives in this process's own user namespace. Raises `OSError`."""
+    return os.readlink(f"/proc/{tid}/ns/user") == os.readlink("/proc/self/ns/user")  # noqa: PTH115 - as everywhere here
+
+
+def _user_ids(tid: int) -> list[tuple[int, int, int]]:
+    """Return /proc/TID/uid_map: its second numbers are as this process's user namespace has them. Raises `OSError`."""
+    rows = [[int(number) for number in line.split()] for line in _read(f"/proc/{tid}/uid_map").splitlines()]
+    return [(inside, outside, count) for inside, outside, count in rows]
 
 
 def _namespaces(tid: int, count: int) -> list[int]:
@@ -104,40 +132,85 @@ def nice(tid: int) -> int:
 
 
 def set_nice(tid: int, value: int) -> int:
-    """Give a thread a nice value, and return the one that it then has: lowering it takes CAP_SYS_NICE."""
-    try:
-        os.setpriority(os.PRIO_PROCESS, tid, value)
-    except PermissionError:
-        return nice(tid)
-    return value
+    """Give a thread a nice value as far as its own rights go, and return the one that it then has.
 
-
-def find_mapping(pid: int, inode: int, device: int | None) -> tuple[int, int] | None:
-    """Find where a process has mapped a file, by inode number and st_dev: the address and size in bytes.
-
-    What is left of a mapping that the process has cut up is put together again as far as it is in one piece. None: it
-    is not mapped. `device` None stands for any file system without a device of its own, as FUSE is one.
+    A thread without CAP_SYS_NICE has no nice value below 20 - RLIMIT_NICE, not even one that it has already, and
+    keeps what it has where that limit is 0, as it mostly is (binder.c `binder_set_nice`). Raising it takes CAP_SYS_NICE
+    of this process, too.
     """
     try:
-        text = _read(f"/proc/{pid}/maps")
+        allowed = _least_nice(tid)
+        value = max(value, allowed)
+        if value <= _MAX_NICE:
+            os.setpriority(os.PRIO_PROCESS, tid, value)
+            return value
+    except (PermissionError, FileNotFoundError):
+        pass
+    return nice(tid)
+
+
+def _least_nice(tid: int) -> int:
+    """Return the least nice value that a thread may have; 20: none but what it has. Raises `OSError`."""
+    limit = _soft_limit(tid, b"Max nice priority")
+    # The capability is that of the first user namespace, or of what is that to this process.
+    if limit >= _MAX_NICE - _MIN_NICE + 1 or _has_sys_nice(tid):
+        return _MIN_NICE
+    return _MAX_NICE + 1 - limit
+
+
+def _has_sys_nice(tid: int) -> bool:
+    return bool(int(status(tid)[b"CapEff"], 16) & 1 << _CAP_SYS_NICE) and _shares_users(tid)
+
+
+def maps(pid: int) -> bytes:
+    """Return /proc/PID/maps; b"" where there is none.
+
+    Makes wait while the process executes another program, and that as long as its files take to close.
+    """
+    try:
+        return _read(f"/proc/{pid}/maps") or _maps_of_threads(pid)
     except OSError:
-        return None
+        return b""
+
+
+def find_mapping(text: bytes, inode: int, device: int | None) -> tuple[int, int] | None:
+    """Find in `maps` where a process has mapped a file, by inode number and st_dev: the address and size in bytes.
+
+    What is left of a mapping that the process has cut up is put together again as far as it is in one piece. None: it
+    is not mapped, or not from the file's start, be it that this was unmapped or left out. `device` None stands for any
+    file system without a device of its own, as FUSE is one.
+    """
+    # Not line by line: there may be tens of thousands.
     wanted = b" %d " % inode
     place = b"00:" if device is None else b"%02x:%02x" % (os.major(device), os.minor(device))
-    start = end = 0
-    for line in text.split(b"\n"):
-        if wanted not in line:
-            continue
-        addresses, _, offset, where, number, *_ = line.split(maxsplit=5)
-        if int(number) != inode or not where.startswith(place):
-            continue
-        first, last = (int(address, 16) for address in addresses.split(b"-"))
-        if not end:
-            start = first - int(offset, 16)
-            end = last
-        elif first == end:
-            end = last
+    start = end = at = 0
+    while (at := text.find(wanted, at)) >= 0:
+        begin = text.rfind(b"\n", 0, at) + 1
+        at += len(wanted)
+        addresses, _, offset, where, number, *_ = text[begin:at].split(maxsplit=5)
+        # It may have been found in a name.
+        if int(number) == inode and where.startswith(place):
+            first, last = (int(address, 16) for address in addresses.split(b"-"))
+            if not end:
+                if int(offset, 16):
+                    return None
+                start = first
+                end = last
+            elif first == end:
+                end = last
     return (start, end - start) if end else None
+
+
+def _maps_of_threads(pid: int) -> bytes:
+    """Return the mappings of a process whose main thread has ended: it has none, but its other threads do."""
+    for thread in os.listdir(f"/proc/{pid}/task"):  # noqa: PTH208 - as everywhere here
+        try:
+            text = _read(f"/proc/{pid}/task/{thread}/maps")
+        except OSError:
+            continue
+        if text:
+            return text
+    return b""
 
 
 def is_nonblocking(tid: int, inode: int) -> bool | None:
@@ -176,9 +249,10 @@ def has_room(tid: int, count: int) -> bool:
 
 
 def _soft_limit(tid: int, name: bytes) -> int:
-    """Return one of /proc/TID/limits, which always has a number there. Raises `OSError`."""
+    """Return one of /proc/TID/limits. Raises `OSError`."""
     text = _read(f"/proc/{tid}/limits")
-    return int(text[text.index(name) + len(name) :].split(maxsplit=1)[0])
+    value = text[text.index(name) + len(name) :].split(maxsplit=1)[0]
+    return _UNLIMITED if value == b"unlimited" else int(value)
 
 
 def is_being_killed(tid: int) -> bool:
@@ -217,19 +291,35 @@ def is_being_copied(tid: int) -> bool:
 def scheduling(tid: int) -> tuple[int, int]:
     """Return a thread's scheduler policy, and its priority: 120 + nice, or 99 - real-time priority."""
     policy = os.sched_getscheduler(tid) & ~_SCHED_RESET_ON_FORK
-    if policy in (os.SCHED_FIFO, os.SCHED_RR):
+    if policy in _REALTIME:
         return policy, 99 - os.sched_getparam(tid).sched_priority
-    return policy, 120 + nice(tid)
+    return policy, _NICE_0 + nice(tid)
 
 
-def set_scheduling(tid: int, wanted: tuple[int, int]) -> tuple[int, int]:
-    """Give a thread a policy and priority (see `scheduling`), and return those that it then has, as rights allow."""
+def set_scheduling(tid: int, wanted: tuple[int, int], *, verify: bool) -> tuple[int, int]:
+    """Give a thread a policy and priority (see `scheduling`), and return those that it then has.
+
+    With `verify` the thread's own rights count, RLIMIT_RTPRIO and RLIMIT_NICE where it lacks CAP_SYS_NICE; without, it
+    gets back what it had (Android common kernel, `binder_do_set_priority`). This process's rights count in any case.
+    """
     policy, priority = wanted
-    realtime = policy in (os.SCHED_FIFO, os.SCHED_RR)
     try:
+        if verify and not _has_sys_nice(tid):
+            if policy in _REALTIME:
+                most = _soft_limit(tid, b"Max realtime priority")
+                if most:
+                    priority = max(priority, 99 - most)
+                else:
+                    policy, priority = os.SCHED_OTHER, _NICE_0 + _MIN_NICE
+            if policy not in _REALTIME:
+                least = _least_nice(tid)
+                if least > _MAX_NICE:
+                    return scheduling(tid)
+                priority = max(priority, _NICE_0 + least)
+        realtime = policy in _REALTIME
         os.sched_setscheduler(tid, policy, os.sched_param(99 - priority if realtime else 0))
         if not realtime:
-            os.setpriority(os.PRIO_PROCESS, tid, priority - 120)
+            os.setpriority(os.PRIO_PROCESS, tid, priority - _NICE_0)
     except OSError:
         return scheduling(tid)
-    return wanted
+    return policy, priority

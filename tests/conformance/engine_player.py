@@ -34,6 +34,7 @@ from binderfs_fuse.engine import (
     Task,
     Wait,
 )
+from binderfs_fuse.engine.freeze import ERESTARTSYS
 from tests.conformance.compose import Composer, text_bytes
 from tests.conformance.logs import normalised
 from tests.conformance.report import Label, Reporter, error_name, quoted, return_name
@@ -274,6 +275,9 @@ class World:
             effect = step.send(answer)
             if isinstance(effect, Outcome):
                 actor.parked = None
+                if effect.error == -ERESTARTSYS:
+                    # What the kernel makes of it where the signal's action does not say to try again.
+                    effect.error = -errno.EINTR
                 return finish(self.settle(actor, effect))
             if isinstance(effect, Wait):
                 effect.owner = actor
@@ -413,7 +417,7 @@ class World:
     def show(self, words: list[str]) -> list[str]:
         """Return a log's lines."""
         logs = self.engine.logs
-        for process in self.engine.unmapped():
+        for process in self.engine.processes:
             mapping = self.mapping(process)
             if mapping is not None:
                 process.map(*mapping)

@@ -297,10 +297,12 @@ class Caller:
         self.nice = nice
         self.nice_floor = -20
         self.scheduling: Scheduling = (0, 120)
+        # Of a process that was handed the client's descriptor.
+        self.pid_of_child: int | None = None
 
     def task(self) -> Task:
         """The thread as the engine is told of it."""
-        return Task(self.tid, self.client.pid, self.euid, self.nice, self.scheduling)
+        return Task(self.tid, self.pid_of_child or self.client.pid, self.euid, self.nice, self.scheduling)
 
     # -- ioctls
 
@@ -470,9 +472,14 @@ class Client(Caller):
         self.fd_limit = 1000
         self.open = True
 
-    def thread(self, tid: int | None = None, *, fresh: bool = False) -> Caller:
-        """Make another thread, unless it is to be `fresh` one that has done its first ioctl already."""
+    def thread(self, tid: int | None = None, *, fresh: bool = False, is_child: bool = False) -> Caller:
+        """Make another thread, unless it is to be `fresh` one that has done its first ioctl already.
+
+        One that `is_child` is that of a process forked off, and has the descriptor and the memory from there.
+        """
         caller = Caller(self, self.machine.next_pid() if tid is None else tid, self.euid)
+        if is_child:
+            caller.pid_of_child = caller.tid
         if not fresh:
             caller.ioctl(uapi.BINDER_VERSION)
         return caller

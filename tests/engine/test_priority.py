@@ -106,6 +106,21 @@ def test_the_reply_gives_the_servers_own_back(android: Machine) -> None:
     assert (NORMAL, 110) == manager.scheduling
 
 
+def test_rights_are_asked_for_what_is_new(android: Machine) -> None:
+    """What a thread serves with is as far as its own rights go; what it had before it gets back in any case."""
+    manager = android.manager(scheduling=(NORMAL, 110))
+    client = android.client()
+    client.scheduling = (NORMAL, 100)
+    client.send(0)
+    manager.scheduling = (NORMAL, 130)
+    read, reply = manager.read(), manager.reply()
+    effects = [effect for call in (read, reply) for effect in call.effects if isinstance(effect, SetScheduling)]
+
+    assert [((NORMAL, 110), False), ((NORMAL, 100), True), ((NORMAL, 110), False)] == [
+        (effect.scheduling, effect.verify) for effect in effects
+    ]
+
+
 def test_policies_are_for_those_who_ask(machine: Machine) -> None:
     """Without priority=android there are nice values alone."""
     manager = machine.manager(flags=asks(RR, 7) | INHERIT)

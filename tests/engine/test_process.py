@@ -423,11 +423,3 @@ def test_numbers_are_shared_by_all(machine: Machine, manager: Client, client: Cl
 
     assert [2, 5] == transactions
     assert (3, 4) == (node.debug_id, ref.debug_id)
-
-
-def test_what_is_not_mapped_is_to_be_looked_up(machine: Machine, manager: Client, client: Client) -> None:
-    """Before the logs show it: all processes whose mapping nobody has needed yet."""
-    assert [manager.process, client.process] == machine.engine.unmapped()
-    client.tell()
-
-    assert [client.process] == machine.engine.unmapped()

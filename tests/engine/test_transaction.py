@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from binderfs_fuse.engine.effects import Effect
     from tests.engine.machine import Call, Caller
 
+U32 = (1 << 32) - 1
 U64 = (1 << 64) - 1
 COMPLETE = ["BR_NOOP", "BR_TRANSACTION_COMPLETE"]
 
@@ -85,6 +86,17 @@ def test_the_senders_pid_is_in_the_receivers_namespace(machine: Machine) -> None
         pids.append(manager.serve().received.sender_pid)
 
     assert [0, 5] == pids
+
+
+def test_the_senders_user_is_in_the_receivers_namespace(machine: Machine) -> None:
+    """A receiver in a user namespace of its own is told its numbers, and 2^32 - 1 for users that it does not know."""
+    manager = machine.manager(user_ids=[(0, 100000, 10), (77, 1000, 2)])
+    users = []
+    for euid in (1001, 100009, 1002, 0):
+        machine.client(euid=euid).send()
+        users.append(manager.serve().received.sender_euid)
+
+    assert [78, 9, U32, U32] == users
 
 
 def test_without_namespaces_pids_are_what_they_are(manager: Client, client: Client) -> None:
@@ -265,11 +277,11 @@ def test_a_mapping_is_looked_up_when_it_is_needed(
     assert 1 == sum(isinstance(effect, FindMapping) for effect in call.effects)
     if answer is None:
         assert ("BR_DEAD_REPLY", -errno.ESRCH, 3409) == machine.failure()
-        assert manager.process in machine.engine.unmapped()
+        assert manager.process.allocation is None
     else:
         assert not any(isinstance(effect, FindMapping) for effect in again.effects)
         assert answer[0] == manager.read(nonblock=True).received.buffer
-        assert manager.process not in machine.engine.unmapped()
+        assert manager.process.allocation is not None
 
 
 def test_four_mebibytes_of_a_mapping_are_used(machine: Machine) -> None:
@@ -627,6 +639,18 @@ def test_a_suspected_spammer_is_told_if_it_wants_to_know(manager: Client, client
             manager.free(manager.read().received)
 
 
+def test_spam_is_its_senders_own(manager: Client, client: Client) -> None:
+    """What a child sends through its parent's descriptor does not make a spammer of the parent."""
+    client.ioctl(uapi.BINDER_ENABLE_ONEWAY_SPAM_DETECTION, (1).to_bytes(4, "little"))
+    child = client.thread(is_child=True)
+    child.tell(0, bytes(MIB // 2 - MIB // 10 - 8))
+
+    assert ["BR_NOOP", "BR_TRANSACTION_COMPLETE"] == client.tell(0, b"x").names
+    assert ["BR_NOOP", "BR_ONEWAY_SPAM_SUSPECT"] == child.tell(0, b"x").names
+    for _ in range(3):
+        manager.free(manager.read().received)
+
+
 # -- deaths on the way
 
 
@@ -837,6 +861,22 @@ def test_an_update_takes_the_place_of_what_waits(machine: Machine, manager: Clie
 
     assert [b"served first", b"other code", b"other flags", b"no update", b"other sender", b"new"] == seen
     assert 0 == manager.process.outstanding_transactions
+
+
+def test_an_update_takes_the_place_of_its_own_process_only(manager: Client, client: Client) -> None:
+    """A child that calls through its parent's descriptor replaces nothing of the parent's."""
+    child = client.thread(is_child=True)
+    client.freeze(manager.pid)
+    client.tell(0, b"served first")
+    for data, caller in ((b"parent", client), (b"child", child), (b"child again", child)):
+        caller.tell(0, data, flags=uapi.TF_UPDATE_TXN)
+    client.freeze(manager.pid, enable=False)
+    seen = []
+    while (call := manager.read(nonblock=True)).error == 0:
+        seen.append(call.body)
+        manager.free(call.received)
+
+    assert [b"served first", b"parent", b"child again"] == seen
 
 
 def test_an_update_to_a_process_that_is_not_frozen_waits_in_line(manager: Client, client: Client) -> None:

@@ -44,6 +44,26 @@ def test_a_process_is_identified() -> None:
     assert tasks.identify(os.getpid()) == tasks.Identity(os.getpid(), os.geteuid(), os.nice(0))
 
 
+@needs_root
+def test_a_process_in_a_user_namespace_is_identified(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A task of another user namespace has the users that are known there, by their numbers there and here."""
+    process = start("print(flush=True); input()", "unshare", "--user", "--map-root-user")
+    _line(process)
+
+    assert [(0, 0, 1)] == tasks.identify(process.pid).user_ids
+    assert tasks.identify(os.getpid()).user_ids is None
+
+
+def test_a_caller_is_a_process_and_a_user() -> None:
+    """A thread calls for its process and its effective user."""
+    found = []
+    thread = threading.Thread(target=lambda: found.append(tasks.caller(threading.get_native_id())))
+    thread.start()
+    thread.join()
+
+    assert [(os.getpid(), os.geteuid())] == found
+
+
 def test_a_thread_belongs_to_its_process() -> None:
     """The identity of a thread has the pid of its process."""
     found = []
@@ -107,7 +127,7 @@ def test_nobody_is_no_task() -> None:
     """A number that is no task's is an error."""
     with pytest.raises(FileNotFoundError):
         tasks.identify(0x7FFFFFFF)
-    assert tasks.find_mapping(0x7FFFFFFF, 1, None) is None
+    assert tasks.find_mapping(tasks.maps(0x7FFFFFFF), 1, None) is None
     assert tasks.is_nonblocking(0x7FFFFFFF, 1) is None
     assert tasks.is_being_killed(0x7FFFFFFF)
 
@@ -130,16 +150,81 @@ def test_nice_values_are_set(start: Callable[..., subprocess.Popen[str]]) -> Non
     assert tasks.scheduling(process.pid) == (os.SCHED_OTHER, 127)
 
 
+LIMITED = """
+import os, resource, sys
+try:
+    resource.setrlimit(resource.RLIMIT_NICE, ({nice}, {nice}))
+    resource.setrlimit(resource.RLIMIT_RTPRIO, ({rtprio}, {rtprio}))
+except ValueError:
+    print("no", flush=True)
+os.setresuid(65534, 65534, 65534)
+print(flush=True)
+input()
+"""
+
+
+def limited(start: Callable[..., subprocess.Popen[str]], **limits: int) -> int:
+    """Start a process with these limits and without rights; its pid."""
+    process = start(LIMITED.format(**limits))
+    if _line(process):
+        pytest.skip("to raise limits takes CAP_SYS_RESOURCE")
+    return process.pid
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("limit", "wanted", "found"), [(0, -10, 0), (0, 15, 0), (25, -10, -5), (25, 3, 3), (1, 0, 19), (40, -20, -20)]
+)
+def test_nice_values_are_as_good_as_a_threads_own_rights(
+    start: Callable[..., subprocess.Popen[str]], limit: int, wanted: int, found: int
+) -> None:
+    """Who lacks CAP_SYS_NICE gets nothing better than RLIMIT_NICE allows, and nothing at all where that is 0."""
+    pid = limited(start, nice=limit, rtprio=0)
+
+    assert found == tasks.set_nice(pid, wanted)
+    assert found == tasks.nice(pid)
+
+
+@needs_root
+@pytest.mark.parametrize(
+    ("nice", "rtprio", "verify", "found"),
+    [
+        (0, 0, True, (os.SCHED_OTHER, 120)),
+        (25, 0, True, (os.SCHED_OTHER, 115)),
+        (0, 7, True, (os.SCHED_FIFO, 99 - 7)),
+        (0, 90, True, (os.SCHED_FIFO, 99 - 50)),
+        (0, 0, False, (os.SCHED_FIFO, 99 - 50)),
+    ],
+)
+def test_policies_are_as_good_as_a_threads_own_rights(
+    start: Callable[..., subprocess.Popen[str]], nice: int, rtprio: int, verify: bool, found: tuple[int, int]
+) -> None:
+    """Who lacks CAP_SYS_NICE is real-time as far as RLIMIT_RTPRIO goes, but for what it gets back."""
+    pid = limited(start, nice=nice, rtprio=rtprio)
+
+    assert found == tasks.set_scheduling(pid, (os.SCHED_FIFO, 99 - 50), verify=verify)
+    assert found == tasks.scheduling(pid)
+
+
+@needs_root
+def test_rights_in_a_user_namespace_do_not_count(start: Callable[..., subprocess.Popen[str]]) -> None:
+    """Root of a user namespace has CAP_SYS_NICE there, and no better nice values for that."""
+    process = start("print(flush=True); input()", "unshare", "--user", "--map-root-user")
+    _line(process)
+
+    assert 0 == tasks.set_nice(process.pid, -5)
+
+
 @needs_root
 def test_policies_are_set(start: Callable[..., subprocess.Popen[str]]) -> None:
     """A thread has the policy and priority that it is given, on the kernel's scale."""
     process = start("print(flush=True); input()")
     _line(process)
 
-    assert tasks.set_scheduling(process.pid, (os.SCHED_RR, 99 - 3)) == (os.SCHED_RR, 96)
+    assert tasks.set_scheduling(process.pid, (os.SCHED_RR, 99 - 3), verify=True) == (os.SCHED_RR, 96)
     assert os.sched_getparam(process.pid).sched_priority == 3
     assert tasks.scheduling(process.pid) == (os.SCHED_RR, 96)
-    assert tasks.set_scheduling(process.pid, (os.SCHED_OTHER, 125)) == (os.SCHED_OTHER, 125)
+    assert tasks.set_scheduling(process.pid, (os.SCHED_OTHER, 125), verify=False) == (os.SCHED_OTHER, 125)
     assert tasks.nice(process.pid) == 5
 
 
@@ -149,7 +234,7 @@ def test_what_cannot_be_set_is_told(start: Callable[..., subprocess.Popen[str]])
     _line(process)
     before = tasks.scheduling(process.pid)
 
-    assert before == tasks.set_scheduling(process.pid, (17, 120))
+    assert before == tasks.set_scheduling(process.pid, (17, 120), verify=False)
 
 
 @pytest.fixture
@@ -164,7 +249,7 @@ def test_a_mapping_is_found(file: Path) -> None:
     """A file that a process has mapped is found by inode and device."""
     status = file.stat()
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 3 * PAGE) as mapped:
-        found = tasks.find_mapping(os.getpid(), status.st_ino, status.st_dev)
+        found = tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino, status.st_dev)
         mapped[:4] = b"here"
 
         assert found is not None
@@ -175,13 +260,44 @@ def test_a_mapping_is_found(file: Path) -> None:
             assert memory.read(4) == b"here"
 
 
+def test_a_mapping_is_from_the_start(file: Path) -> None:
+    """A mapping of a later part of the file is none: what is stored at the start would not be in it."""
+    status = file.stat()
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), PAGE, offset=PAGE):
+        assert tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino, status.st_dev) is None
+
+
+def test_a_mapping_is_found_without_the_main_thread(file: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
+    """A process whose main thread has ended has mapped what its other threads see."""
+    program = f"""
+import ctypes, mmap, os, threading
+opened = open({str(file)!r}, "r+b")
+mapped = mmap.mmap(opened.fileno(), {PAGE})
+main = threading.main_thread().native_id
+def go_on():
+    while open(f"/proc/self/task/{{main}}/stat").read().rpartition(")")[2].split()[0] != "Z":
+        pass
+    print(flush=True)
+    input()
+threading.Thread(target=go_on).start()
+ctypes.CDLL(None).pthread_exit(None)
+"""
+    process = start(program)
+    _line(process)
+    status = file.stat()
+    found = tasks.find_mapping(tasks.maps(process.pid), status.st_ino, status.st_dev)
+
+    assert found is not None
+    assert PAGE == found[1]
+
+
 def test_other_mappings_may_have_any_name(file: Path) -> None:
     """A name with a carriage return is no line of its own, whatever follows."""
     inode = file.stat().st_ino
     misleading = file.with_name(f"a\rb {inode} c")
     misleading.write_bytes(bytes(PAGE))
     with misleading.open("r+b") as opened, mmap.mmap(opened.fileno(), PAGE):
-        assert tasks.find_mapping(os.getpid(), inode, file.stat().st_dev) is None
+        assert tasks.find_mapping(tasks.maps(os.getpid()), inode, file.stat().st_dev) is None
 
 
 def test_a_mapping_in_pieces_is_one(file: Path, start: Callable[..., subprocess.Popen[str]]) -> None:
@@ -203,12 +319,12 @@ input()
     address = int(_line(process))
     status = file.stat()
 
-    assert (address, 4 * PAGE) == tasks.find_mapping(process.pid, status.st_ino, status.st_dev)
+    assert (address, 4 * PAGE) == tasks.find_mapping(tasks.maps(process.pid), status.st_ino, status.st_dev)
     assert process.stdin is not None
     process.stdin.write("\n")
     process.stdin.flush()
     _line(process)
-    assert (address, 2 * PAGE) == tasks.find_mapping(process.pid, status.st_ino, status.st_dev)
+    assert (address, 2 * PAGE) == tasks.find_mapping(tasks.maps(process.pid), status.st_ino, status.st_dev)
 
 
 def test_a_mapping_cannot_be_made_up(file: Path) -> None:
@@ -219,7 +335,7 @@ def test_a_mapping_cannot_be_made_up(file: Path) -> None:
         forger = file.with_name(f"a\r{line}\rb")
         forger.write_bytes(bytes(PAGE))
         with forger.open("r+b") as opened, mmap.mmap(opened.fileno(), PAGE):
-            found = tasks.find_mapping(os.getpid(), status.st_ino, status.st_dev)
+            found = tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino, status.st_dev)
 
         assert found is None
 
@@ -227,11 +343,11 @@ def test_a_mapping_cannot_be_made_up(file: Path) -> None:
 def test_what_is_not_mapped_is_not_found(file: Path) -> None:
     """Neither a file that is not mapped is found, nor one of the same number on another device."""
     status = file.stat()
-    assert tasks.find_mapping(os.getpid(), status.st_ino, status.st_dev) is None
+    assert tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino, status.st_dev) is None
 
     with file.open("r+b") as opened, mmap.mmap(opened.fileno(), PAGE):
-        assert tasks.find_mapping(os.getpid(), status.st_ino, os.makedev(0, 1)) is None
-        assert tasks.find_mapping(os.getpid(), status.st_ino + (1 << 40), status.st_dev) is None
+        assert tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino, os.makedev(0, 1)) is None
+        assert tasks.find_mapping(tasks.maps(os.getpid()), status.st_ino + (1 << 40), status.st_dev) is None
 
 
 @pytest.mark.parametrize("nonblocking", [True, False])

@@ -168,6 +168,22 @@ async def test_every_lookup_of_a_device_gives_a_fresh_inode(mounted: Mounted) ->
     assert stat.S_IFREG | 0o600 == first.st_mode
 
 
+async def test_an_inode_is_one_open_at_a_time(mounted: Mounted, logs: Any) -> None:
+    """A device that is reached by an inode that is open, as by a bind mount of it alone, is busy until it is closed."""
+    logs.expect("binder was opened once more by a way that is good for one open at a time.*EBUSY")
+    inode = (await mounted.find("binder")).st_ino
+    ctx: Any = SimpleNamespace(pid=100, uid=0, gid=0)
+    first = (await mounted.tree.open(inode, os.O_RDWR, ctx)).fh
+    for _ in range(2):
+        with pytest.raises(FUSEError) as refused:
+            await mounted.tree.open(inode, os.O_RDWR, ctx)
+        assert errno.EBUSY == refused.value.errno
+    assert await mounted.open("binder")
+
+    await mounted.tree.release(first)
+    assert first < (await mounted.tree.open(inode, os.O_RDWR, ctx)).fh
+
+
 async def test_other_things_keep_their_inodes(mounted: Mounted) -> None:
     """What is no device has one inode, with the number that it has in the kernel's first mount."""
     numbers = [(await mounted.find(path)).st_ino for path in ("", "binder-control", "features", "binder_logs/state")]
