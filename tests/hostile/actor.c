@@ -32,6 +32,7 @@
  *   block PART FILE [N]  the memory is a mapping of page N of that file
  *   serve-fault          let it be memory after all
  *   stuck N PART         the same in N threads, with faults that nobody serves; says "0", and nothing ever after
+ *   vanish N             N threads wait in a read, lose the memory that they read into, and are all woken up; says "0"
  *
  * Oddities
  *   scribble             write over the whole region through a shared, writable mapping of it
@@ -56,9 +57,10 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/capability.h>
-#include <linux/userfaultfd.h>
 #include <linux/sched.h>
+#include <linux/userfaultfd.h>
 #include <pthread.h>
+#include <sched.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
@@ -551,6 +553,58 @@ static void do_stuck(long count, const char *part)
     say("0");
 }
 
+/* A thread that waits in a read into a page of its own; `tid` is set when it is about to. */
+struct reader {
+    pthread_t thread;
+    uint8_t *page;
+    _Atomic int tid;
+};
+
+static void *wait_in_read(void *argument)
+{
+    struct reader *reader = argument;
+    struct talk talk = {0};
+
+    exchange(&talk, NULL, reader->page, sizeof(talk.returns)); /* a thread's first one returns at once */
+    reader->tid = gettid();
+    exchange(&talk, NULL, reader->page, sizeof(talk.returns));
+    return NULL;
+}
+
+static bool is_asleep(int tid)
+{
+    char path[64], state = 0;
+    FILE *file;
+
+    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", tid);
+    file = fopen(path, "r");
+    need(file && fscanf(file, "%*d (%*[^)]) %c", &state) == 1, path);
+    fclose(file);
+    return state == 'S';
+}
+
+static void do_vanish(long count)
+{
+    struct uffdio_api api = {.api = UFFD_API};
+    struct reader *readers = calloc((size_t)count, sizeof(*readers));
+    uint8_t *area = mmap(NULL, (size_t)count * PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    int fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
+
+    need(area != MAP_FAILED && fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0, "userfaultfd");
+    for (long i = 0; i < count; i++) {
+        readers[i].page = area + i * PAGE;
+        need(pthread_create(&readers[i].thread, NULL, wait_in_read, &readers[i]) == 0, "pthread_create");
+    }
+    for (long i = 0; i < count; i++)
+        while (!readers[i].tid || !is_asleep(readers[i].tid))
+            sched_yield();
+    struct uffdio_register range = {{(uintptr_t)area, (size_t)count * PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
+    need(ioctl(fd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
+    need(madvise(area, (size_t)count * PAGE, MADV_DONTNEED) == 0, "madvise");
+    close(dup(device)); /* the driver has every thread return at that */
+    say("0");
+}
+
 /* ---- oddities ---- */
 
 static void do_scribble(void)
@@ -880,6 +934,8 @@ static void act(char *line)
         do_block(first, second, atol(third));
     else if (strcmp(verb, "stuck") == 0)
         do_stuck(atol(first), second);
+    else if (strcmp(verb, "vanish") == 0)
+        do_vanish(atol(first));
     else if (strcmp(verb, "scribble") == 0)
         do_scribble();
     else if (strcmp(verb, "fill-fds") == 0)

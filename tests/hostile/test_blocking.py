@@ -66,6 +66,23 @@ def test_killed_while_absent(mounted: Mounted, actor: Start, manager: Start) -> 
         until(lambda: gone not in state.read_text())  # noqa: B023 - it is over before the next
 
 
+def test_many_readers_whose_memory_vanishes(mounted: Mounted, actor: Start) -> None:
+    """More of a client's threads than the server has are to be answered and cannot be: others are told of a death."""
+    service = actor(mounted, "open", "manager")
+    caller = actor(mounted, "open")
+    service.tell("receive 1")
+    caller.tell("call 1")
+    assert "1" == service.line()
+    attacker = actor(mounted, "open")
+    assert "0" == attacker.do("vanish 90")
+    service.kill()
+
+    assert "0 BR_DEAD_REPLY 0" == caller.line()
+    attacker.kill()
+    state = mounted.path / "binder_logs/state"
+    until(lambda: f"proc {attacker.pid}\n" not in state.read_text())
+
+
 @pytest.fixture
 def hung(tmp_path: Path) -> Iterator[tuple[Path, subprocess.Popen[str]]]:
     """Mount something that hangs; the path of its file, and its server."""
