@@ -30,6 +30,8 @@ class Limits:
     `notifications` notifications of one open that are to be read: BR_ERROR for a death, ENOMEM for a freeze
     `buffers`       buffers in one region, whether queued, delivered or forgotten: BR_FAILED_REPLY (-ENOSPC)
     `unread`        work that one thread has to read before it may send more: BR_FAILED_REPLY (-ENOMEM)
+    `user_log_bytes` text of logs that one user has begun to read, beyond the first: read(2) fails with ENOMEM (the
+                    tree's business)
     """
 
     opens: int = 16384
@@ -42,6 +44,7 @@ class Limits:
     notifications: int = 1 << 18
     buffers: int = 1 << 14
     unread: int = 4096
+    user_log_bytes: int = 64 << 20
 
 
 class Account:

@@ -60,6 +60,8 @@ _FIRST_PASSING_INODE: Final = 1 << 21
 # How long it takes to make a log until others have a turn, and how long that is at least, in seconds.
 _TURN: Final = 0.0003
 _PAUSE: Final = 0.0005
+# Logs that are made for one user at the same time.
+_TAKERS: Final = 4
 
 # How long the kernel may keep attributes, in seconds. It changes those of fixed things itself (SETATTR); only a
 # directory's times change behind its back.
@@ -180,13 +182,15 @@ class Passing:
 
 
 class Reader:
-    """An open file and the text that its reads are served from."""
+    """A user's open file, the text that its reads are served from, and how long it was if it was read to its end."""
 
-    __slots__ = ("file", "snapshot")
+    __slots__ = ("file", "length", "snapshot", "uid")
 
-    def __init__(self, file: File) -> None:
+    def __init__(self, file: File, uid: int) -> None:
         self.file = file
+        self.uid = uid
         self.snapshot: bytes | None = None
+        self.length: int | None = None
 
 
 class ControlOpen:
@@ -272,6 +276,9 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         self._passing = itertools.count(_FIRST_PASSING_INODE)
         self._handles = itertools.count(1)
         self._inodes: dict[int, Node | Passing] = {}
+        # By user: bytes of logs that readers keep, and who may take one at a time.
+        self._log_bytes: Counter[int] = Counter()
+        self._takers: dict[int, trio.CapacityLimiter] = {}
         self._open: dict[int, Reader | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
 
         self.root = Directory(owner, pyfuse3.ROOT_INODE, None, fixed=False)
@@ -637,7 +644,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         if isinstance(node, File):
             if flags & os.O_TRUNC:
                 node.size = 0
-            self._open[handle] = Reader(node)
+            self._open[handle] = Reader(node, ctx.uid)
             return pyfuse3.FileInfo(fh=handle, direct_io=True)
         self._open[handle] = opened = ControlOpen(self)
         self._plane.register_control(handle, opened.ioctl)
@@ -675,7 +682,9 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Forget an open file."""
         opened = self._open.pop(fh)
-        if isinstance(opened, ControlOpen):
+        if isinstance(opened, Reader):
+            self._keep(opened, None)
+        elif isinstance(opened, ControlOpen):
             self._plane.release(fh)
         elif isinstance(opened, tuple):
             self._plane.release(fh)
@@ -701,13 +710,35 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             self._plane.flush(fh)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Return part of a file's text, which is taken when it is read from the start. EINVAL: devices."""
+        """Return part of a file's text, which is taken when it is read from the start, and kept until its end.
+
+        EINVAL: devices. ENOMEM: the user has begun to read too much that he has not read to the end.
+        """
         reader = self._open[fh]
         if not isinstance(reader, Reader):
             _refuse(errno.EINVAL)
-        if not off or reader.snapshot is None:
-            reader.snapshot = await trio.to_thread.run_sync(self.take, reader.file.text)
-        return reader.snapshot[off : off + size]
+        if not off or (reader.snapshot is None and (reader.length is None or off < reader.length)):
+            takers = self._takers.setdefault(reader.uid, trio.CapacityLimiter(_TAKERS))
+            snapshot = await trio.to_thread.run_sync(self.take, reader.file.text, limiter=takers)
+            self._keep(reader, snapshot)
+        text = reader.snapshot or b""
+        data = text[off : off + size]
+        if len(data) < size and reader.snapshot is not None:
+            reader.length = len(text)
+            self._keep(reader, None)
+        return data
+
+    def _keep(self, reader: Reader, snapshot: bytes | None) -> None:
+        """Let a reader have this text. ENOMEM: then it has none."""
+        kept = self._log_bytes
+        kept[reader.uid] -= len(reader.snapshot or b"")
+        reader.snapshot = None
+        if snapshot and kept[reader.uid] and kept[reader.uid] + len(snapshot) > self._engine.limits.user_log_bytes:
+            _refuse(errno.ENOMEM)
+        reader.snapshot = snapshot
+        kept[reader.uid] += len(snapshot or b"")
+        if not kept[reader.uid]:
+            del kept[reader.uid]
 
     def take(self, text: Text) -> bytes:
         """Collect a text, with the engine locked for one piece at a time: what is long must not stop it for long.

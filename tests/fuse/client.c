@@ -13,6 +13,9 @@
  *   wait-fcntl             the same three times with O_NONBLOCK set by fcntl, then, with it cleared, once more
  *   wait-fcntl-late        wait many times until a signal comes, then with O_NONBLOCK set by fcntl
  *   signalled              wait, and be sent a signal after 50 ms
+ *   manage                 be context manager, and do nothing
+ *   freeze PID             call the context manager without waiting, and freeze that process twice, for 300 ms each, with a
+ *                          signal after 50 ms: its action ends what is under way, the second time it lets that go on
  *   poll                   be context manager, poll, and read what comes
  *   send COUNT             one-way calls of 4 bytes to the context manager
  *   serve COUNT            be context manager and answer calls; prints the data of each, or how much of it is right
@@ -304,6 +307,20 @@ int main(int argc, char **argv)
         wait_once("first");
         alarm_in_50_ms();
         wait_once("second");
+    } else if (!strcmp(action, "manage")) {
+        become_manager();
+        going();
+        pause();
+    } else if (!strcmp(action, "freeze")) {
+        struct binder_freeze_info info = {.pid = (uint32_t)number, .enable = 1, .timeout_ms = 300};
+        struct command command = transaction(BC_TRANSACTION, 0, "data", 4);
+        say("call", write_read(&command, sizeof(command), NULL, 0, NULL));
+        alarm_in_50_ms();
+        say("ended", ioctl(device, BINDER_FREEZE, &info));
+        struct sigaction action_to_go_on = {.sa_handler = on_alarm, .sa_flags = SA_RESTART};
+        alarm_in_50_ms();
+        sigaction(SIGALRM, &action_to_go_on, NULL);
+        say("gone on", ioctl(device, BINDER_FREEZE, &info));
     } else if (!strcmp(action, "poll")) {
         struct pollfd waiting = {device, POLLIN, 0};
         uint32_t enter = BC_ENTER_LOOPER;

@@ -344,6 +344,14 @@ def test_a_device_plane_that_fails_answers_with_an_error(served: Served, logs: L
     goes_on(served)
 
 
+def test_an_interrupted_freeze_is_as_the_signals_action_says(served: Served) -> None:
+    """A signal ends the wait with EINTR, or, with SA_RESTART, lets it go on until the time is up: EAGAIN."""
+    manager = served.start("manage")
+    assert ["manager 0", "going"] == [manager.line(), manager.line()]
+
+    assert ["call 0", "ended EINTR", "gone on EAGAIN"] == served.run("freeze", str(manager.pid))
+
+
 def test_a_client_of_another_pid_namespace_is_refused(serve: Serve, logs: LogWatch) -> None:
     """A caller whom this process's pid namespace does not see cannot open: EPERM, and one line in the log."""
     logs.expect("pid namespace")

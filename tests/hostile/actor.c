@@ -41,6 +41,7 @@
  *   read-nonblocking     read, with O_NONBLOCK set by fcntl
  *   receive-sender       read one call, and answer it; says who sent it, "pid N euid N"
  *   forge                call with somebody else's identity in all fields that there are for one
+ *   fsuid UID            be another user as far as files go
  *   peek-region          the sum of the first page of the own region
  *   nice N
  *   fork [PID]           a child, whose pid is said, does what is told from now on; this process waits for its end. With PID
@@ -69,6 +70,7 @@
 #include <stdlib.h>
 #include <string.h>
 #include <sys/ioctl.h>
+#include <sys/fsuid.h>
 #include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
@@ -948,6 +950,8 @@ static void act(char *line)
         do_receive_sender();
     else if (strcmp(verb, "forge") == 0)
         do_forge();
+    else if (strcmp(verb, "fsuid") == 0)
+        say_result(setfsuid((uid_t)atol(first)));
     else if (strcmp(verb, "peek-region") == 0)
         do_peek_region();
     else if (strcmp(verb, "nice") == 0)

@@ -220,6 +220,19 @@ def test_sender_cannot_be_forged(mount_binderfs: Mount, actor: Start) -> None:
     assert f"pid {client.pid} euid 1000" == service.line()
 
 
+def test_sender_is_its_effective_user(mounted: Mounted, actor: Start) -> None:
+    """Who is another user as far as files go, as servers of files are, calls as who he is; and so afterwards."""
+    service = actor(mounted, "open", "manager")
+    client = actor(mounted, "open")
+    for change in ("fsuid 1234", "fsuid 0"):
+        client.do(change)
+        service.tell("receive-sender")
+        client.tell("forge")
+        assert client.line()
+
+        assert f"pid {client.pid} euid 0" == service.line()
+
+
 def test_region_cannot_be_reached_by_others(mounted: Mounted, actor: Start) -> None:
     """A region is its open's alone: another open, of the same device and by the same user, maps other pages."""
     service = actor(mounted, "open", "manager")

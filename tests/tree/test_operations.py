@@ -16,6 +16,7 @@ from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE, EntryAttribut
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine.context import Context, Engine
+from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import tree as tree_module
 from binderfs_fuse.fuse.settings import Settings
 from binderfs_fuse.fuse.tree import Tree
@@ -393,13 +394,43 @@ async def test_a_process_log_can_be_read_on_when_its_process_is_gone(mounted: Mo
     assert 0 == (await mounted.tree.getattr(inode, CTX)).st_nlink
 
 
+async def test_a_text_is_kept_until_it_has_been_read(mounted: Mounted) -> None:
+    """After the end there is nothing more, nothing is kept for that, and what was there before can be read again."""
+    log = await mounted.open("binder_logs/state")
+    await mounted.tree.read(log, 0, 8)
+    assert {0: 14} == mounted.tree._log_bytes
+    assert b"state:\n" == await mounted.tree.read(log, 7, 100)
+    assert not mounted.tree._log_bytes
+
+    assert b"" == await mounted.tree.read(log, 14, 100)
+    assert b"state" == await mounted.tree.read(log, 7, 5)
+    await mounted.tree.release(log)
+    assert not mounted.tree._log_bytes
+
+
+async def test_nobody_keeps_too_many_texts(mounted: Mounted) -> None:
+    """One text a user may have always, more only up to a limit: ENOMEM; other users have their own."""
+    mounted.engine.limits = Limits(user_log_bytes=30)
+    logs = [await mounted.open("binder_logs/state") for _ in range(3)]
+    other: Any = SimpleNamespace(pid=100, uid=7, gid=0)
+    logs.append((await mounted.tree.open((await mounted.find("binder_logs/state")).st_ino, os.O_RDONLY, other)).fh)
+    for log in (logs[0], logs[1], logs[3]):
+        assert b"binder" == await mounted.tree.read(log, 0, 6)
+    assert errno.ENOMEM == await _error(mounted.tree.read(logs[2], 0, 6))
+    mounted.engine.limits = Limits(user_log_bytes=1)
+    await mounted.tree.release(logs[0])
+    await mounted.tree.release(logs[1])
+
+    assert b"binder" == await mounted.tree.read(logs[2], 0, 6)
+
+
 async def test_a_text_is_taken_anew_from_the_start_only(mounted: Mounted) -> None:
     """Reads that go on are served from the text that the first one saw."""
     log = await mounted.open("binder_logs/state")
-    before = await mounted.tree.read(log, 0, 1000)
+    assert b"bin" == await mounted.tree.read(log, 0, 3)
     await mounted.open("binder", 45)
 
-    assert before[3:] == await mounted.tree.read(log, 3, 1000)
+    assert b"der state:\n" == await mounted.tree.read(log, 3, 1000)
     assert b"binder state:\nproc 45\ncontext binder\n" == await mounted.tree.read(log, 0, 1000)
 
 
