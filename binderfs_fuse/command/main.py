@@ -39,13 +39,13 @@ options (-o):
   devices=A:B:...     the devices to begin with (binder:hwbinder:vndbinder)
   mode=M,uid=U,gid=G  the permissions and the owner of devices (0600, whoever mounts)
   allow_other         let other users in; root does unless it says noallow_other
-  ro                  devices cannot be removed, renamed or changed
+  ro, rw              devices cannot be removed, renamed or changed, or can
   region=auto|passthrough|pagecache   how receive regions are made (auto)
   secctx=LABEL        the label of senders that have none (u:r:unlabeled:s0)
   priority=kernel|android             what a call hands on: nice values, or policies too (kernel)
   seccomp             the server filters its own system calls
   log=FILE|syslog, log_level=debug|info|warning|error
-  remount             change max= of what is mounted there
+  remount             change max=, ro and rw of what is mounted there
 """
 
 

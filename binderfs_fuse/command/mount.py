@@ -8,11 +8,13 @@ import fcntl
 import os
 import stat
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse import uapi
 from binderfs_fuse.command.daemon import SYSLOG, close_inherited, in_background, log_to
+from binderfs_fuse.command.options import unchangeable
 from binderfs_fuse.command.program import program
 from binderfs_fuse.command.servers import information, is_dead, resolve, whole_at
 from binderfs_fuse.fuse import control, mounting
@@ -67,24 +69,38 @@ def serve(
     # Here, since only a server needs trio and pyfuse3, which take longer to import than all else together.
     from binderfs_fuse.fuse import server  # noqa: PLC0415
 
-    server.serve(connection, options.settings, ready, supervisor)
+    settings = replace(options.settings, chosen=unchangeable(options))
+    server.serve(connection, settings, ready, supervisor)
 
 
 def remount(mountpoint: Path, options: Options) -> None:
-    """Give a mount another ``max=``; what is not said stays as it is. Raises `MountError`."""
+    """Give a mount another ``max=``, or make it ``ro`` or ``rw``; what is not said stays as it is.
+
+    What else is said must be as it is: fstab's options, and the mount table's, come with those that one types. Raises
+    `MountError`.
+    """
     target = whole_at(mountpoint)
     try:
         now = information(target)
+        wanted = unchangeable(options)
+        refused = [name for name in wanted if name in options.given and wanted[name] != now["chosen"].get(name)]
+        if refused:
+            raise MountError(f"a remount changes max, ro and rw, but not {', '.join(refused)}: mount it anew for that")
         control.reconfigure(
             target,
             options.settings.maximum if "max" in options.given else now["max"],
             stats=options.settings.stats if "stats" in options.given else now["stats"],
+            read_only=options.settings.read_only if "ro" in options.given else now["read_only"],
         )
     except PermissionError as error:
         raise MountError(f"no right to change {mountpoint}: only root and whoever mounted it has") from error
     except OSError as error:
         if error.errno == errno.EINVAL:
             raise MountError("Binderfs stats mode cannot be changed during a remount") from error
+        if error.errno == errno.EBUSY:
+            raise MountError(
+                f"{mountpoint} cannot become read-only: a device that was removed is still open"
+            ) from error
         raise MountError(f"cannot change {mountpoint}: {error.strerror or error}") from error
 
 

@@ -30,7 +30,7 @@ _FLAGS: Final = {
 }
 # fmt: off
 _WITHOUT_EFFECT: Final = frozenset((
-    "defaults", "rw", "async", "atime", "diratime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud",
+    "defaults", "async", "atime", "diratime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud",
     "dev", "nodev", "suid", "nosuid", "exec", "noexec", "default_permissions",
     "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
 ))
@@ -48,7 +48,7 @@ class Options:
     """What ``-o`` said.
 
     `flags` are MS_ bits for mount(2); `log` is a file's name, ``syslog``, or None where nothing was said; `given` names
-    the options that were, of those that take a value.
+    the options that were, of those that are this package's or the kernel's for binderfs.
     """
 
     settings: Settings = field(default_factory=Settings)
@@ -174,6 +174,25 @@ def _limit(options: Options, name: str, value: str) -> Options:
     return _set(options, limits={**options.settings.limits, name.removeprefix(LIMIT): number})
 
 
+def unchangeable(options: Options) -> dict[str, str]:
+    """Say what was chosen that a remount cannot change, by the names of options."""
+    settings = options.settings
+    return {
+        "devices": ":".join(map(os.fsdecode, settings.devices)),
+        "mode": f"{settings.mode:04o}",
+        "uid": str(os.geteuid() if settings.uid is None else settings.uid),
+        "gid": str(os.getegid() if settings.gid is None else settings.gid),
+        "region": settings.region,
+        "secctx": os.fsdecode(settings.secctx),
+        "priority": settings.priority,
+        "seccomp": str(settings.seccomp),
+        "allow_other": str(options.allow_other),
+        "log": str(options.log),
+        "log_level": logging.getLevelName(options.log_level).lower(),
+        **{LIMIT + name: str(value) for name, value in settings.limits.items()},
+    }
+
+
 LIMIT: Final = "limit_"
 """What the options begin with that set an `engine.limits.Limits`."""
 
@@ -212,14 +231,18 @@ def parse(texts: Iterable[str], base: Options) -> Options:
             given.add(name)
         elif equals and name.startswith(LIMIT):
             options = _limit(options, name, value)
+            given.add(name)
         elif equals and name not in _VALUES_WITHOUT_EFFECT and not name.startswith("x-"):
             raise OptionError(f"Unknown parameter '{name}'")
         elif name in ("allow_other", "noallow_other"):
             options = replace(options, allow_other=name == "allow_other")
-        elif name == "ro":
-            options = _set(options, read_only=True)
+            given.add("allow_other")
+        elif name in ("ro", "rw"):
+            options = _set(options, read_only=name == "ro")
+            given.add("ro")
         elif name == "seccomp":
             options = _set(options, seccomp=True)
+            given.add(name)
         elif name == "remount":
             options = replace(options, remount=True)
         elif name in _FLAGS:

@@ -30,8 +30,8 @@ CONTROL: Final = "binder-control"
 _QUERY: Final = struct.Struct("=32sQQ8000s")
 """Name, offset, whole size (out), and the text from the offset on (out), as far as it fits."""
 _PART: Final = 8000
-_RECONFIGURE: Final = struct.Struct("=II")
-"""The most devices, and whether there are logs."""
+_RECONFIGURE: Final = struct.Struct("=III")
+"""The most devices, whether there are logs, and whether it is read-only."""
 
 
 def _command(number: int, layout: struct.Struct) -> int:
@@ -66,11 +66,11 @@ class Control:
         return 0, _QUERY.pack(name, offset, len(opened.snapshot), opened.snapshot[offset : offset + _PART])
 
     def _reconfigure(self, _opened: ControlOpen, task: Task, argument: bytes) -> tuple[int, bytes]:
-        """Set what ``max=`` set. EPERM: for somebody else. EINVAL: ``stats=`` cannot change."""
+        """Set what ``max=`` and ``ro`` set. EPERM: for somebody else. EINVAL, EBUSY: as `Tree.reconfigure`."""
         if task.euid not in (0, os.geteuid()):
             return -errno.EPERM, b""
-        maximum, stats = _RECONFIGURE.unpack(argument)
-        return self._tree.reconfigure(maximum, stats=bool(stats)), b""
+        maximum, stats, read_only = _RECONFIGURE.unpack(argument)
+        return self._tree.reconfigure(maximum, stats=bool(stats), read_only=bool(read_only)), b""
 
     def _begin_anew(self, _opened: ControlOpen, task: Task, _argument: bytes) -> tuple[int, bytes]:
         """Set all counters back. EPERM: for somebody else. EBUSY: somebody has a device open."""
@@ -100,11 +100,11 @@ def query(mountpoint: Path, name: str) -> bytes:
         os.close(descriptor)
 
 
-def reconfigure(mountpoint: Path, maximum: int, *, stats: bool) -> None:
-    """Change the options of a mount. Raises `OSError`: EPERM, or EINVAL where the kernel's binderfs would."""
+def reconfigure(mountpoint: Path, maximum: int, *, stats: bool, read_only: bool) -> None:
+    """Change the options of a mount. Raises `OSError`: EPERM, or EINVAL or EBUSY where the kernel's binderfs would."""
     descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
     try:
-        fcntl.ioctl(descriptor, RECONFIGURE, _RECONFIGURE.pack(maximum, stats))
+        fcntl.ioctl(descriptor, RECONFIGURE, _RECONFIGURE.pack(maximum, stats, read_only))
     finally:
         os.close(descriptor)
 

@@ -103,6 +103,8 @@ def _texts(
                 "uptime": time.time() - began,
                 "max": tree.maximum,
                 "stats": settings.stats,
+                "read_only": tree.read_only,
+                "chosen": settings.chosen,
                 "managers": [node.debug_id for node in managers if node is not None],
                 "region": plane.kind.value,
                 "devices": [os.fsdecode(name) for name, node in tree.root.names.items() if isinstance(node, Device)],
@@ -148,11 +150,11 @@ async def _obey(supervisor: socket.socket, plane: DevicePlane, tree: Tree) -> No
     """Answer a supervisor until it hangs up."""
     connection = trio.socket.from_stdlib_socket(supervisor)
     while request := await connection.recv(REQUEST.size):
-        kind, first, second, _, inode = REQUEST.unpack(request)
+        kind, first, second, third, inode = REQUEST.unpack(request)
         if kind == Kind.IOCTL:
             error = await trio.to_thread.run_sync(plane.ioctl_without_argument, inode, first, second)
         else:
-            error = tree.reconfigure(first, stats=bool(second))
+            error = tree.reconfigure(first, stats=bool(second), read_only=bool(third))
         await connection.send(ANSWER.pack(error))
 
 

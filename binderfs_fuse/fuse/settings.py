@@ -26,6 +26,7 @@ class Settings:
     `priority`   what a call carries to its server: ``kernel`` nice values, or ``android`` scheduling policies too
     `seccomp`    whether the server has its system calls filtered
     `limits`     what clients may hold, by the names of `engine.limits.Limits`, where that is not the default
+    `chosen`     what can be asked for of how it was mounted, in the command's words
     """
 
     maximum: int = MAX_DEVICES
@@ -40,3 +41,4 @@ class Settings:
     priority: str = "kernel"
     seccomp: bool = False
     limits: Mapping[str, int] = field(default_factory=dict)
+    chosen: Mapping[str, str] = field(default_factory=dict)

@@ -19,7 +19,7 @@ class Kind(enum.IntEnum):
     """What is asked for.
 
     `IOCTL`        an ioctl with a NULL argument: thread id, command, 0, and the inode number of the device's open
-    `RECONFIGURE`  a remount: the most devices, whether there are to be logs, 0, 0
+    `RECONFIGURE`  a remount: the most devices, whether there are to be logs, whether it is to be read-only, 0
     """
 
     IOCTL = 1

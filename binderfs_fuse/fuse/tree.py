@@ -250,7 +250,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     """One mounted binderfs.
 
     `owner` is the user and group that everything belongs to, devices unless the settings give them to others.
-    `maximum` begins as the setting of that name, and may be changed at any time.
+    `maximum` and `read_only` begin as the settings of these names, and may be changed at any time.
 
     Raises `OSError` (ENOSPC) where it leaves no room for the first devices, as mount(2) does.
     """
@@ -265,6 +265,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             owner[1] if settings.gid is None else settings.gid,
         )
         self.maximum = settings.maximum
+        self.read_only = settings.read_only
         self._engine = engine
         self._plane = plane
         self._settings = settings
@@ -392,11 +393,20 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             self._make_device(name, minor)
         return error, answer
 
-    def reconfigure(self, maximum: int, *, stats: bool) -> int:
-        """Remount: set `maximum`, return 0 or a negative errno. EINVAL: whether there are logs cannot change."""
+    def reconfigure(self, maximum: int, *, stats: bool, read_only: bool) -> int:
+        """Remount: set `maximum` and `read_only`, return 0 or a negative errno.
+
+        EINVAL: whether there are logs cannot change. EBUSY: a device without a name is open, which the kernel does not
+        have in what it makes read-only.
+        """
+        if read_only and not self.read_only:
+            opened = [each[0] for each in self._open.values() if isinstance(each, tuple)]
+            if not all(device.nlink for device in opened):
+                return -errno.EBUSY
         if stats != self._settings.stats:
             return -errno.EINVAL
         self.maximum = maximum
+        self.read_only = read_only
         return 0
 
     # Names and inodes
@@ -498,11 +508,10 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         """Change what the kernel has allowed to be changed. EINVAL: a device's size, a file's through a descriptor."""
         del ctx
         node = self._node(inode)
-        if self._settings.read_only:
-            _refuse(errno.EROFS)
-        if fields.update_size:
-            if fh is not None or not isinstance(node, File):
-                _refuse(errno.EINVAL)
+        if fields.update_size and (fh is not None or not isinstance(node, File)):
+            _refuse(errno.EINVAL)
+        self._want_write()
+        if fields.update_size and isinstance(node, File):
             # The size of such a file means nothing, in the kernel as here, but there it can be set.
             node.size = attr.st_size
         if fields.update_mode:
@@ -533,14 +542,22 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
 
     # Changing the tree
 
+    def _want_write(self) -> None:
+        """Refuse what would change the tree while it is read-only, before anything else is looked at, as the VFS does.
+
+        The server has to: were the mount read-only, FUSE's kernel side would refuse to open devices to write as well,
+        as it does with files.
+        """
+        if self.read_only:
+            _refuse(errno.EROFS)
+
     async def unlink(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Remove a device. EPERM: anything else."""
         del ctx
+        self._want_write()
         directory, node = self._child(parent_inode, name)
         if directory.fixed or node is self._control:
             _refuse(errno.EPERM)
-        if self._settings.read_only:
-            _refuse(errno.EROFS)
         self._drop(directory.detach(name))
 
     async def rename(
@@ -559,6 +576,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         ENOENT: what these two are about.
         """
         del ctx
+        self._want_write()
         old, node = self._child(parent_inode_old, name_old)
         new = self._directory(parent_inode_new)
         target = new.names.get(name_new)
@@ -566,8 +584,6 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             _refuse(errno.EPERM)
         if flags & ~(pyfuse3.RENAME_NOREPLACE | pyfuse3.RENAME_EXCHANGE):
             _refuse(errno.EINVAL)
-        if self._settings.read_only:
-            _refuse(errno.EROFS)
         if node is target:
             # The kernel makes nothing of this itself only where both have one inode, which a device's have not.
             return
@@ -593,11 +609,13 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     ) -> pyfuse3.EntryAttributes:
         """Refuse with EPERM."""
         del parent_inode, name, mode, ctx
+        self._want_write()
         _refuse(errno.EPERM)
 
     async def rmdir(self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext) -> None:
         """Refuse with EPERM."""
         del parent_inode, name, ctx
+        self._want_write()
         _refuse(errno.EPERM)
 
     async def symlink(
@@ -605,6 +623,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     ) -> pyfuse3.EntryAttributes:
         """Refuse with EPERM."""
         del parent_inode, name, target, ctx
+        self._want_write()
         _refuse(errno.EPERM)
 
     async def link(
@@ -616,6 +635,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     ) -> pyfuse3.EntryAttributes:
         """Refuse with EPERM."""
         del inode, new_parent_inode, new_name, ctx
+        self._want_write()
         _refuse(errno.EPERM)
 
     async def mknod(
@@ -623,6 +643,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     ) -> pyfuse3.EntryAttributes:
         """Refuse: a regular file with EACCES, as where there is no create operation, the rest with EPERM."""
         del parent_inode, name, rdev, ctx
+        self._want_write()
         _refuse(errno.EACCES if stat.S_ISREG(mode) else errno.EPERM)
 
     async def create(
@@ -630,6 +651,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     ) -> tuple[pyfuse3.FileInfo, pyfuse3.EntryAttributes]:
         """Refuse with EACCES."""
         del parent_inode, name, mode, flags, ctx
+        self._want_write()
         _refuse(errno.EACCES)
 
     # Open files
@@ -642,6 +664,8 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             self._open_device(node, inode, handle, flags, ctx)
             return pyfuse3.FileInfo(fh=handle, nonseekable=True)
         if isinstance(node, File):
+            if flags & os.O_ACCMODE != os.O_RDONLY:
+                self._want_write()
             if flags & os.O_TRUNC:
                 node.size = 0
             self._open[handle] = Reader(node, ctx.uid)

@@ -478,6 +478,60 @@ def test_a_remount_sets_max_and_nothing_else(mount_binderfs: Callable[..., Mount
     assert 4 == servers.information(path)["max"]
 
 
+def test_a_remount_makes_read_only_and_back(mount_binderfs: Callable[..., Mounted]) -> None:
+    """Names and attributes stay then, and devices are used and made as ever."""
+    path = mount_binderfs().path
+    device, other = path / "binder", path / "other"
+    changes: list[Callable[[], object]] = [device.unlink, lambda: device.rename(other), lambda: device.chmod(0o666)]
+
+    assert ("", 0) == ((done := mount_py(path, "-o", "remount,ro")).stderr, done.returncode)
+
+    for change in changes:
+        with pytest.raises(OSError, match="Read-only file system"):
+            change()
+    with (path / "binder-control").open("rb", buffering=0) as control:
+        fcntl.ioctl(control, uapi.BINDER_CTL_ADD, bytearray(uapi.binderfs_device.pack(b"mine", 0, 0)))
+
+    assert 8 == version(device)
+    assert 0 == mount_py(path, "-o", "remount,max=9").returncode
+    with pytest.raises(OSError, match="Read-only file system"):
+        device.unlink()
+    assert 0 == mount_py(path, "-o", "remount,rw").returncode
+
+    with device.open("rb+", buffering=0):
+        device.unlink()
+
+        assert f"{path} cannot become read-only: a device that was removed is still open" == refused(
+            path, "-o", "remount,ro"
+        )
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        ("mode=0666", "mode"),
+        ("max=9,log=/elsewhere,uid=7,ro", "uid, log"),
+        ("noallow_other,limit_opens=3", "allow_other, limit_opens"),
+        ("seccomp", "seccomp"),
+    ],
+)
+def test_a_remount_refuses_what_it_cannot_change(
+    mount_binderfs: Callable[..., Mounted], options: str, names: str
+) -> None:
+    """Nothing is changed then; what is as it is may be said again, as fstab does."""
+    mounted = mount_binderfs("mode=0640,limit_opens=4")
+    path = mounted.path
+    said = f"a remount changes max, ro and rw, but not {names}: mount it anew for that"
+
+    assert said == refused(path, "-o", f"remount,{options}")
+    assert (1048576, False) == tuple(servers.information(path)[key] for key in ("max", "read_only"))
+
+    same = f"mode=0640,limit_opens=4,gid=0,allow_other,log={mounted.log}"
+
+    assert 0 == mount_py(path, "-o", f"remount,max=5,{same}").returncode
+    assert 5 == servers.information(path)["max"]
+
+
 def test_attributes_of_devices_are_options(mount_binderfs: Callable[..., Mounted]) -> None:
     """mode, uid and gid are those of every device, also of one that is added."""
     mounted = mount_binderfs("mode=0666,uid=1000,gid=1001")

@@ -69,7 +69,7 @@ def test_an_unknown_name_is_said_in_the_kernels_words(text: str) -> None:
         parse([text], Options())
 
 
-@pytest.mark.parametrize("text", ["", ",", "defaults,rw,nosuid", "x-systemd.automount,_netdev", "user_id=0,group_id=0"])
+@pytest.mark.parametrize("text", ["", ",", "defaults,nosuid", "x-systemd.automount,_netdev", "user_id=0,group_id=0"])
 def test_what_any_mount_may_be_told_changes_nothing(text: str) -> None:
     """Options of mount(8), of fstab and of the mount table are accepted."""
     assert Options() == parse([text], Options())
@@ -151,4 +151,5 @@ def test_limits_go_by_their_names() -> None:
 
 def test_what_was_given_is_remembered() -> None:
     """A remount changes only what it is told to."""
-    assert {"max"} == parse(["remount,max=4,ro"], Options()).given
+    assert {"max", "ro"} == parse(["remount,max=4,rw,noatime"], Options()).given
+    assert {"allow_other", "seccomp", "limit_opens"} == parse(["noallow_other,seccomp,limit_opens=3"], Options()).given

@@ -546,8 +546,30 @@ async def test_a_read_only_tree_can_be_used(mounted: Mounted) -> None:
 
     assert errno.EROFS == await _error(mounted.tree.unlink(ROOT_INODE, b"binder", CTX))
     assert errno.EROFS == await _error(mounted.tree.rename(ROOT_INODE, b"binder", ROOT_INODE, b"b", 0, CTX))
+    assert errno.EROFS == await _error(mounted.tree.unlink(ROOT_INODE, b"binder-control", CTX))
+    assert errno.EROFS == await _error(mounted.tree.mkdir(ROOT_INODE, b"x", 0o755, CTX))
     assert await mounted.open("binder")
     assert 0 == mounted.add(b"new")[0]
+
+
+async def test_a_remount_makes_read_only(mounted: Mounted) -> None:
+    """With ro it is, and without again it is not; whether there are logs stays, or nothing changes."""
+    tree = mounted.tree
+
+    assert -errno.EINVAL == tree.reconfigure(9, stats=False, read_only=True)
+    assert not tree.read_only
+    assert 0 == tree.reconfigure(9, stats=True, read_only=True)
+    assert (9, True) == (tree.maximum, tree.read_only)
+    assert 0 == tree.reconfigure(9, stats=True, read_only=False)
+
+    handle = await mounted.open("binder")
+    await tree.unlink(ROOT_INODE, b"binder", CTX)
+
+    assert -errno.EBUSY == tree.reconfigure(9, stats=True, read_only=True)
+
+    await tree.release(handle)
+
+    assert 0 == tree.reconfigure(9, stats=True, read_only=True)
 
 
 async def test_nothing_else_can_be_made(mounted: Mounted) -> None:
