@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from binderfs_fuse.command.program import printable
 from binderfs_fuse.fuse.mounting import MountError
 
 if TYPE_CHECKING:
@@ -39,8 +40,16 @@ def log_to(destination: str | None, level: int) -> None:
     form = "binderfs-fuse[%(process)d]: %(levelname)s: %(message)s"
     if destination != "syslog":
         form = "%(asctime)s " + form
-    handler.setFormatter(logging.Formatter(form))
+    handler.setFormatter(_LineFormatter(form))
     logging.basicConfig(level=level, handlers=[handler])
+
+
+class _LineFormatter(logging.Formatter):
+    """Gives a message one line, whatever names are in it: they may be a client's choice."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # noqa: N802 - logging's name
+        record.message = printable(record.message)
+        return super().formatMessage(record)
 
 
 class _Report:

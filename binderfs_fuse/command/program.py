@@ -16,6 +16,19 @@ def program() -> str:
     return _INSTALLED if Path(sys.argv[0]).name == _INSTALLED else "mount.py"
 
 
+def printable(text: str) -> str:
+    """Escape what would be more than a sign in a line: somebody else may have chosen it, and a terminal may obey.
+
+    A byte that is no text comes out as such.
+    """
+    return "".join(letter if letter.isprintable() else _escape(letter) for letter in text)
+
+
+def _escape(letter: str) -> str:
+    byte = ord(letter) - 0xDC00
+    return f"\\x{byte:02x}" if 0x80 <= byte <= 0xFF else ascii(letter)[1:-1]
+
+
 def complete_descriptors() -> None:
     """Open /dev/null where standard input, output or error is closed: else what is opened next would be taken for it.
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from binderfs_fuse.command.program import printable
+
 if TYPE_CHECKING:
     from collections.abc import Collection
 
@@ -64,15 +66,12 @@ class Process:
 
 
 def process_name(pid: int) -> str:
-    """Return what the kernel calls a process; a question mark where it is not to be seen.
-
-    What is not printable comes as an escape: the name is the process's own choice, and a terminal may obey.
-    """
+    """Return what the kernel calls a process, which it chooses itself; a question mark where it is not to be seen."""
     try:
         name = os.fsdecode(Path(f"/proc/{pid}/comm").read_bytes()).rstrip("\n")
     except OSError:
         return "?"
-    return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in name)
+    return printable(name)
 
 
 def parse_state(text: str, managers: Collection[int] = ()) -> list[Process]:

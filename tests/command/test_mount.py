@@ -570,6 +570,18 @@ def test_the_server_logs_to_where_it_is_told(mountpoint: Path, tmp_path: Path) -
     assert f"INFO: serving {mountpoint}\n" in log.read_text()
 
 
+def test_a_name_makes_no_line_in_the_log(tmp_path: Path) -> None:
+    """What is no sign in a mount point's name is escaped, since somebody else may have chosen it."""
+    path = tmp_path / "a\nroot: a message\x1b[2J"
+    path.mkdir()
+    log = tmp_path / "log"
+
+    assert 0 == mount_py(path, "-o", f"log={log},log_level=info").returncode
+    assert 0 == mount_py("-u", path).returncode
+    assert 1 == log.read_text().count("\n")
+    assert r"/a\nroot: a message\x1b[2J" in log.read_text()
+
+
 def test_help_names_every_option() -> None:
     """What is not in the table of options is not offered, and what is there is."""
     text = mount_py("--help").stdout
