@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
+import fcntl
 import os
 import platform
 import signal
@@ -13,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
 # <linux/sched.h>
 CLONE_NEWNS: Final = 0x00020000
@@ -23,6 +25,12 @@ CLONE_NEWUSER: Final = 0x10000000
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
+
+# <linux/capability.h>
+_CAPABILITY_VERSION: Final = 0x20080522
+
+# <linux/nsfs.h>
+_NS_GET_PARENT: Final = 0xB702
 
 _SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
 
@@ -47,6 +55,53 @@ def unshare(flags: int) -> None:
 def setns(descriptor: int, kind: int) -> None:
     """Enter the namespace, of this kind (CLONE_), that a descriptor names."""
     _checked(_libc.setns(descriptor, kind))
+
+
+def parent_user_namespace(descriptor: int) -> int:
+    """Return a descriptor of the user namespace that the one which a descriptor names is in. EPERM: not to be seen."""
+    return fcntl.ioctl(descriptor, _NS_GET_PARENT)
+
+
+@contextlib.contextmanager
+def with_rights_of(uid: int, gid: int, capabilities: int) -> Iterator[None]:
+    """Reach for files as somebody with these ids and, of this thread's own, these capabilities.
+
+    Raises `OSError`: EINVAL where this user namespace has no such ids.
+    """
+    before = _capabilities()
+    own = os.geteuid(), os.getegid()
+    try:
+        _set_file_system_ids(uid, gid)
+        # Last, since it takes a capability to change the ids, and that changes capabilities.
+        _set_effective(_capabilities()[1] & capabilities)
+        yield
+    finally:
+        _set_effective(before[1])
+        _set_file_system_ids(*own)
+        _set_effective(before[0])
+
+
+def _set_file_system_ids(uid: int, gid: int) -> None:
+    for call, number in ((_libc.setfsgid, gid), (_libc.setfsuid, uid)):
+        call(number)
+        # They say nothing of failure, but what was before.
+        if call(-1) & 0xFFFF_FFFF != number:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+
+
+def _capabilities() -> tuple[int, int]:
+    """Return which are effective in this thread, and which are permitted, a bit each."""
+    data = ctypes.create_string_buffer(24)
+    _checked(_libc.capget(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data))
+    effective, permitted, _, effective_high, permitted_high, _ = struct.unpack("=6I", data)
+    return effective | effective_high << 32, permitted | permitted_high << 32
+
+
+def _set_effective(capabilities: int) -> None:
+    permitted = _capabilities()[1]
+    low, high = capabilities & 0xFFFF_FFFF, capabilities >> 32
+    data = struct.pack("=6I", low, permitted & 0xFFFF_FFFF, 0, high, permitted >> 32, 0)
+    _checked(_libc.capset(struct.pack("=Ii", _CAPABILITY_VERSION, 0), data))
 
 
 def die_with_parent(number: int) -> None:

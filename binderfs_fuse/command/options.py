@@ -72,6 +72,8 @@ def _bad(name: str, reason: str) -> OptionError:
 def _u32(name: str, value: str, most: int = (1 << 32) - 1) -> int:
     """Read a number as the kernel's fsparam_u32 does: 0x or 0 in front make it hexadecimal or octal; a plus may be."""
     wrong = _bad(name, f"it is a number up to {most}")
+    # The kernel lets numbers end with a newline, as they do when somebody writes them to a file.
+    value = value.removesuffix("\n")
     if not re.fullmatch(r"\+?(0[xX][0-9a-fA-F]+|0[0-7]*|[1-9][0-9]*)", value):
         raise wrong
     digits = value.removeprefix("+")
@@ -250,3 +252,41 @@ def parse(texts: Iterable[str], base: Options) -> Options:
         elif not equals and name not in _WITHOUT_EFFECT and not name.startswith("x-"):
             raise OptionError(f"Unknown parameter '{name}'")
     return replace(options, given=frozenset(given))
+
+
+# What the kernel itself takes for any type, with whatever for a value. There is nothing to write here, or to lock.
+_KERNELS_WITHOUT_EFFECT: Final = frozenset(("sync", "async", "dirsync", "mand", "nomand"))
+
+
+# What the mount table says of a mount of ours, which mount(8) repeats when it remounts.
+OF_THE_TABLE: Final = frozenset(("user_id", "group_id", "default_permissions", "allow_other"))
+
+
+def parse_data(
+    data: str, base: Options, source: str | None = None, ignored: frozenset[str] = frozenset()
+) -> tuple[Options, str | None]:
+    """Read the data of mount(2) as the kernel does for its binderfs: it knows of nothing that is this package's own.
+
+    Who calls mount(2) must not choose what the server does as its own user, such as where it logs to. Returns also the
+    source, which the data may say where the call does not. Names that are `ignored` have no effect. Raises
+    `OptionError`.
+    """
+    options = base
+    for option in data.split(","):
+        name, equals, value = option.partition("=")
+        if not name or name in ignored:
+            continue
+        if name in ("ro", "rw"):
+            options = _set(options, read_only=name == "ro")
+        elif name in ("lazytime", "nolazytime"):
+            lazy = _FLAGS["lazytime"]
+            options = replace(options, flags=options.flags | lazy if name == "lazytime" else options.flags & ~lazy)
+        elif name == "max" and equals:
+            options = _maximum(options, value)
+        elif option == "stats=global":
+            options = _set(options, stats=True)
+        elif name == "source" and equals and source is None:
+            source = value
+        elif name not in _KERNELS_WITHOUT_EFFECT:
+            raise OptionError(f"Unknown parameter '{name}'")
+    return options, source

@@ -8,14 +8,16 @@ A call that the filter hands over (`seccomp`) is answered in one of three ways:
   there, and hands back the descriptor of /dev/fuse, which a server of ours then answers on. A remount goes to that.
 - Everything else proceeds as if there were no filter.
 
-What a caller may do is for the kernel to say: the helper is in the caller's namespaces, and the caller must have
-CAP_SYS_ADMIN, as for any mount.
+What a caller may do is for the kernel to say: the helper is in the caller's namespaces, looks for the directory with
+the caller's rights, and the caller must have CAP_SYS_ADMIN, as for any mount. What it can say about the mount is what
+the kernel's binderfs knows of (`options.parse_data`); everything else about a server is for whoever started this.
 """
 
 from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import select
 import signal
@@ -23,7 +25,7 @@ import socket
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Self
 
 from binderfs_fuse.command import calls, options, seccomp
 from binderfs_fuse.command.daemon import in_background
@@ -35,18 +37,24 @@ from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
 from binderfs_fuse.host import tasks
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Mapping
 
     from binderfs_fuse.command.calls import SignalQueue
     from binderfs_fuse.command.options import Options
     from binderfs_fuse.command.seccomp import Notification
+    from binderfs_fuse.fuse.mounting import Mount
 
 TYPE: Final = b"binder"
 
 # <sys/mount.h>: with one of the latter, mount(2) does not look at the type.
 _MS_RDONLY: Final = 1
 _MS_REMOUNT: Final = 1 << 5
-_WITHOUT_TYPE: Final = 1 << 12 | 1 << 13 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
+_MS_BIND: Final = 1 << 12
+_WITHOUT_TYPE: Final = _MS_BIND | 1 << 13 | 1 << 17 | 1 << 18 | 1 << 19 | 1 << 20
+_MS_NOUSER: Final = 1 << 31
+# What old programs put into the upper half of the flags, where it is no flags.
+_MAGIC: Final = 0xC0ED0000
+_MAGIC_MASK: Final = 0xFFFF0000
 _PASSED_ON: Final = 1 << 10 | 1 << 11 | 1 << 21 | 1 << 24 | 1 << 25
 
 # Seconds that servers are given to end of themselves.
@@ -57,10 +65,16 @@ _CAP_SYS_ADMIN: Final = 21
 
 @dataclass(frozen=True, slots=True)
 class Served:
-    """A mount that this process made: its server, and the socket to that."""
+    """A mount that this process made: its server, the socket to that, and the user namespace that it was made in."""
 
     pid: int
     socket: socket.socket
+    user_namespace: int
+
+    def close(self) -> None:
+        """Let go of it."""
+        self.socket.close()
+        os.close(self.user_namespace)
 
 
 class Supervisor:
@@ -71,14 +85,18 @@ class Supervisor:
         self._base = base
         # By st_dev.
         self._served: dict[int, Served] = {}
-        self._serve: dict[str, Callable[[Notification], int | None]] = {
+        self._serve: dict[str, Callable[[Notification, Callable[[], bool]], int | None]] = {
             seccomp.IOCTL: self._ioctl,
             seccomp.MOUNT: self._mount,
             seccomp.FSOPEN: self._fsopen,
         }
 
-    def adopt(self, connection: Connection, chosen: Options) -> None:
-        """Start a server for a mount, and return when it is ready. Raises `MountError`."""
+    def adopt(self, connection: Connection, chosen: Options, user_namespace: int | None = None) -> None:
+        """Start a server for a mount, and return when it is ready.
+
+        `user_namespace` is a descriptor of the one that it was made in, where that is not this process's. Raises
+        `MountError`.
+        """
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
         def serve_supervised(ready: Callable[[], object]) -> None:
@@ -94,7 +112,11 @@ class Supervisor:
         finally:
             theirs.close()
             os.close(connection.descriptor)
-        self._served[connection.device] = Served(pid, ours)
+        if user_namespace is None:
+            space = os.open("/proc/self/ns/user", os.O_RDONLY | os.O_CLOEXEC)
+        else:
+            space = os.dup(user_namespace)
+        self._served[connection.device] = Served(pid, ours, space)
 
     def stand_by(self, command: int, listener: int | None, signals: SignalQueue) -> int:
         """Serve and pass on until the child process `command` ends; return its wait status."""
@@ -139,7 +161,7 @@ class Supervisor:
                 os.kill(served.pid, signal.SIGKILL)
             os.close(process)
             os.waitpid(served.pid, 0)
-            served.socket.close()
+            served.close()
         self._served.clear()
 
     def _pass_on(self, command: int, signals: SignalQueue) -> None:
@@ -158,14 +180,16 @@ class Supervisor:
             os.waitpid(ended.si_pid, 0)
             device = devices.get(ended.si_pid)
             if device is not None:
-                self._served.pop(device).socket.close()
+                self._served.pop(device).close()
 
     def _answer(self, listener: int) -> None:
         notification = seccomp.receive(listener)
         if notification is None:
             return
+        # What is read of the caller by its id is its own only if it still waits afterwards.
+        waits = functools.partial(seccomp.is_waiting, listener, notification)
         try:
-            error = self._serve[notification.call](notification)
+            error = self._serve[notification.call](notification, waits)
         except MountError as failure:
             error = -failure.number
         except OSError:
@@ -178,58 +202,89 @@ class Supervisor:
 
     # What is served: each returns 0 or a negative errno, or None to let the call proceed.
 
-    def _ioctl(self, notification: Notification) -> int | None:
+    def _ioctl(self, notification: Notification, waits: Callable[[], bool]) -> int | None:
         descriptor, command, *_ = notification.arguments
         lines = Path(f"/proc/{notification.tid}/fdinfo/{descriptor & 0xFFFFFFFF}").read_text().splitlines()
         info = {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
         mounts = {mount.number: mount for mount in mounting.mounts(notification.tid)}
         mount = mounts.get(int(info["mnt_id"]))
         # Linux before 5.14 does not say the inode.
-        if mount is None or mount.device not in self._served or "ino" not in info:
+        if mount is None or mount.device not in self._served or "ino" not in info or not waits():
             return None
-        return self._ask(mount.device, Kind.IOCTL, notification.tid, command, int(info["ino"]))
+        return self._ask(mount.device, Kind.IOCTL, notification.tid, command, 0, int(info["ino"]))
 
-    def _mount(self, notification: Notification) -> int | None:
+    def _mount(self, notification: Notification, waits: Callable[[], bool]) -> int | None:
         source, target, kind, flags, data = notification.arguments[:5]
         tid = notification.tid
-        if flags & _WITHOUT_TYPE or not target:
+        if flags & _MAGIC_MASK == _MAGIC:
+            flags &= ~_MAGIC_MASK
+        if not target:
             return None
-        if flags & _MS_REMOUNT:
-            return self._remount(tid, _string(tid, target), _string(tid, data))
-        if not kind or _string(tid, kind) != TYPE:
+        if flags & _MS_REMOUNT and not flags & _MS_BIND:
+            return self._remount(notification, waits, flags)
+        if flags & _WITHOUT_TYPE or not kind or _string(tid, kind) != TYPE:
             return None
-        if not _may_mount(tid):
-            return -errno.EPERM
-        chosen = options.parse([os.fsdecode(_string(tid, data))], self._kernel_base())
-        if flags & _MS_RDONLY:
-            chosen = replace(chosen, settings=replace(chosen.settings, read_only=True))
-        name = os.fsdecode(_string(tid, source)) if source else "none"
-        with _connect_where(tid, name, _string(tid, target), flags & _PASSED_ON) as connection:
-            self.adopt(connection, chosen)
+        said = _string(tid, data)[: _PAGE - 1]
+        name = os.fsdecode(_string(tid, source)) if source else None
+        if name is not None and len(os.fsencode(name)) == _PAGE:
+            return -errno.EINVAL
+        with (
+            Path(f"/proc/{tid}/ns/user").open("rb", buffering=0) as space,
+            _Helper(tid, _string(tid, target)) as helper,
+        ):
+            if not waits():
+                return None
+            # In the kernel's order: is the place there, may the caller, are the options right, is it a directory?
+            if not _may_mount(tid):
+                return -errno.EPERM
+            if flags & _MS_NOUSER:
+                return -errno.EINVAL
+            chosen, name = options.parse_data(os.fsdecode(said), self._kernel_base(), name)
+            if flags & _MS_RDONLY:
+                chosen = replace(chosen, settings=replace(chosen.settings, read_only=True))
+            connection = helper.mount(name or "none", flags & _PASSED_ON | chosen.flags)
+            try:
+                self.adopt(connection, chosen, space.fileno())
+            except BaseException:
+                helper.unmount()
+                raise
         return 0
 
     def _kernel_base(self) -> Options:
         """Return what holds where mount(2) is told nothing."""
-        return replace(self._base, settings=replace(self._base.settings, maximum=MAX_DEVICES, stats=False))
+        settings = replace(self._base.settings, maximum=MAX_DEVICES, stats=False, read_only=False)
+        return replace(self._base, settings=settings, flags=0)
 
-    def _remount(self, tid: int, target: bytes, data: bytes) -> int | None:
+    def _remount(self, notification: Notification, waits: Callable[[], bool], flags: int) -> int | None:
         """Remount as mount(2) does: what is not said is then as if it had never been."""
-        place = "root" if target.startswith(b"/") else "cwd"
-        mount = mounting.mount_at(Path(os.path.realpath(f"/proc/{tid}/{place}/{os.fsdecode(target)}")), tid)
-        if mount is None or mount.device not in self._served:
-            return None
-        if not _may_mount(tid):
-            return -errno.EPERM
-        settings = options.parse([os.fsdecode(data)], self._kernel_base()).settings
-        return self._ask(mount.device, Kind.RECONFIGURE, settings.maximum, settings.stats, 0)
+        tid = notification.tid
+        target, data = (_string(tid, notification.arguments[index]) for index in (1, 4))
+        with contextlib.suppress(MountError), _Helper(tid, target) as helper:
+            mount = helper.mount_there()
+            if mount is None or not mount.shows_root or mount.device not in self._served or not waits():
+                return None
+            if not _may_mount(tid):
+                return -errno.EPERM
+            try:
+                said = os.fsdecode(data[: _PAGE - 1])
+                chosen, _ = options.parse_data(said, self._kernel_base(), ignored=options.OF_THE_TABLE)
+            except MountError as error:
+                return -error.number
+            if not _is_within(self._served[mount.device].user_namespace, tid):
+                return -errno.EPERM
+            settings = chosen.settings
+            read_only = settings.read_only or bool(flags & _MS_RDONLY)
+            return self._ask(mount.device, Kind.RECONFIGURE, settings.maximum, settings.stats, read_only, 0)
+        # The kernel says what is wrong with the place.
+        return None
 
-    def _fsopen(self, notification: Notification) -> int | None:
+    def _fsopen(self, notification: Notification, _waits: Callable[[], bool]) -> int | None:
         """Send those who would open binder by fsopen(2) to mount(2), as from a kernel that has only that."""
         return -errno.ENOSYS if _string(notification.tid, notification.arguments[0]) == TYPE else None
 
-    def _ask(self, device: int, kind: Kind, first: int, second: int, last: int) -> int:
+    def _ask(self, device: int, kind: Kind, first: int, second: int, third: int, last: int) -> int:
         connection = self._served[device].socket
-        connection.send(REQUEST.pack(kind, first, second, 0, last))
+        connection.send(REQUEST.pack(kind, first, second, third, last))
         error: int = ANSWER.unpack(connection.recv(ANSWER.size))[0]
         return error
 
@@ -252,78 +307,163 @@ def _may_mount(tid: int) -> bool:
     return bool(int(tasks.status(tid)[b"CapEff"], 16) >> _CAP_SYS_ADMIN & 1)
 
 
-@contextlib.contextmanager
-def _connect_where(tid: int, source: str, target: bytes, flags: int) -> Iterator[Connection]:
-    """Mount as a task would: at a path of its, in its mount and user namespaces; unmount should the body fail.
-
-    Raises `MountError`.
-    """
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    helper = os.fork()
-    if not helper:
-        with contextlib.suppress(BaseException):
-            ours.close()
-            _help(theirs, tid, source, target, flags)
-        os._exit(0)
-    theirs.close()
+def _is_within(user_namespace: int, tid: int) -> bool:
+    """Tell whether a user namespace, by a descriptor of it, is a task's own or somewhere below that."""
+    own = Path(f"/proc/{tid}/ns/user").stat().st_ino
+    space = os.dup(user_namespace)
     try:
-        with ours:
-            answer, descriptors, _, _ = socket.recv_fds(ours, 2 * _PAGE, 1)
-            if not descriptors:
-                raise MountError("the mount failed", int(answer or errno.EIO))
-            uid, gid, place = answer.split(b" ", 2)
-            # The helper stays where it is until it has been asked what that looks like.
-            mount = mounting.mount_at(Path(os.fsdecode(place)), helper)
-            if mount is None:
-                os.close(descriptors[0])
-                raise MountError("unmounted as soon as it was mounted")
-            try:
-                yield Connection(descriptors[0], mount.device, mount.mountpoint, int(uid), int(gid))
-            except BaseException:
-                ours.send(b"unmount")
-                raise
+        while os.fstat(space).st_ino != own:
+            above = calls.parent_user_namespace(space)
+            os.close(space)
+            space = above
+    except PermissionError:
+        # That is above the one which this process is in.
+        return False
     finally:
-        os.waitpid(helper, 0)
+        os.close(space)
+    return True
 
 
-def _help(supervisor: socket.socket, tid: int, source: str, target: bytes, flags: int) -> None:
-    """Be the process that mounts for a task: send an errno, or what there is to know of the mount, and stand by."""
+class _Helper:
+    """A process that stands where a path leads a task, in the task's mount and user namespaces, to mount there.
+
+    Use as a context. Raises `MountError`, as it is made, where the path does not lead the task anywhere.
+    """
+
+    def __init__(self, tid: int, target: bytes) -> None:
+        self._socket, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.pid = os.fork()
+        if not self.pid:
+            with contextlib.suppress(BaseException):
+                self._socket.close()
+                _help(theirs, tid, target)
+            os._exit(0)
+        theirs.close()
+        # The path may lead through file systems whose servers do not answer.
+        self._socket.settimeout(_PATIENCE)
+        try:
+            error, uid, gid, self._place = self._socket.recv(2 * _PAGE).split(b" ", 3)
+            if int(error):
+                raise MountError("there is no such place", int(error))
+        except BaseException:
+            self.__exit__()
+            raise
+        self._uid, self._gid = int(uid), int(gid)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+        os.kill(self.pid, signal.SIGKILL)
+        os.waitpid(self.pid, 0)
+
+    def mount_there(self) -> Mount | None:
+        """Return what is mounted there, of which it shows the root; None if it does not, or that is no directory."""
+        return mounting.mount_at(Path(os.fsdecode(self._place)), self.pid)
+
+    def mount(self, source: str, flags: int) -> Connection:
+        """Mount FUSE there. Raises `MountError`."""
+        self._socket.send(b"%d %s" % (flags, os.fsencode(source)))
+        error, descriptors, _, _ = socket.recv_fds(self._socket, 16, 1)
+        if not descriptors:
+            raise MountError("the mount failed", int(error or errno.EIO))
+        mount = self.mount_there()
+        if mount is None:
+            os.close(descriptors[0])
+            raise MountError("unmounted as soon as it was mounted")
+        return Connection(descriptors[0], mount.device, mount.mountpoint, self._uid, self._gid)
+
+    def unmount(self) -> None:
+        """Take away what it has mounted."""
+        self._socket.send(b"unmount")
+        self._socket.recv(16)
+
+
+def _help(supervisor: socket.socket, tid: int, target: bytes) -> None:
+    """Be a `_Helper`: say an errno, or who mounts and the place; then do what is asked, saying an errno each time."""
     try:
-        descriptor = _mount_where(tid, source, target, flags)
+        descriptor = _go_where(tid, target)
+        place = os.fsencode(Path.cwd()) if descriptor is not None else b""
+    except MountError as error:
+        supervisor.send(b"%d 0 0 " % error.number)
+        return
+    except OSError as error:
+        supervisor.send(b"%d 0 0 " % (error.errno or errno.EIO))
+        return
+    supervisor.send(b"0 %d %d %s" % (os.geteuid(), os.getegid(), place))
+    flags, _, source = supervisor.recv(2 * _PAGE).partition(b" ")
+    if not flags:
+        return
+    if descriptor is None:
+        supervisor.send(b"%d" % errno.ENOTDIR)
+        return
+    try:
+        mounting.mount_fuse(descriptor, os.fsdecode(source), Path(), allow_other=True, flags=int(flags))
     except MountError as error:
         supervisor.send(b"%d" % error.number)
     except OSError as error:
         supervisor.send(b"%d" % (error.errno or errno.EIO))
     else:
-        place = Path.cwd()
-        told = b"%d %d %s" % (os.geteuid(), os.getegid(), os.fsencode(place))
-        socket.send_fds(supervisor, [told], [descriptor])
+        socket.send_fds(supervisor, [b"0"], [descriptor])
         if supervisor.recv(16):
-            mounting.system_umount(place, mounting.MNT_DETACH | mounting.UMOUNT_NOFOLLOW)
+            mounting.system_umount(Path.cwd(), mounting.MNT_DETACH | mounting.UMOUNT_NOFOLLOW)
+            supervisor.send(b"0")
 
 
-def _mount_where(tid: int, source: str, target: bytes, flags: int) -> int:
+def _go_where(tid: int, target: bytes) -> int | None:
+    """Go where a path leads a task, and return a descriptor of /dev/fuse to mount there; None: it is no directory."""
     root, directory = (os.open(f"/proc/{tid}/{name}", os.O_PATH | os.O_CLOEXEC) for name in ("root", "cwd"))
-    spaces = [
-        (os.open(f"/proc/{tid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC), kind)
-        for name, kind in (("user", calls.CLONE_NEWUSER), ("mnt", calls.CLONE_NEWNS))
+    user, mount = (
+        os.open(f"/proc/{tid}/ns/{name}", os.O_RDONLY | os.O_CLOEXEC)
         if Path(f"/proc/{tid}/ns/{name}").stat().st_ino != Path(f"/proc/self/ns/{name}").stat().st_ino
-    ]
-    for space, kind in spaces:
-        calls.setns(space, kind)
-    # The kernel takes a descriptor only in the user namespace where it was opened; the user is still who started us.
+        else None
+        for name in ("user", "mnt")
+    )
+    # Where that is denied, the task has not been able to, either: it has the groups that this process has.
+    with contextlib.suppress(PermissionError):
+        os.setgroups([int(group) for group in tasks.status(tid)[b"Groups"].split()])
+    if user is not None:
+        calls.setns(user, calls.CLONE_NEWUSER)
+    # By its numbers in the namespace, which are what a call takes there.
+    task = tasks.status(tid)
+    # The kernel takes a descriptor only in the user namespace where it was opened; the user is still who started us,
+    # and so is the mount namespace, for /dev/fuse to be that.
     descriptor = mounting.open_fuse()
-    if any(kind == calls.CLONE_NEWUSER for _, kind in spaces):
-        os.setresgid(0, 0, 0)
-        os.setresuid(0, 0, 0)
-    # Find the directory as the caller would, then leave its root again: /proc/self/mountinfo shows what is below.
+    if user is not None:
+        _become_owner(task)
+    if mount is not None:
+        calls.setns(mount, calls.CLONE_NEWNS)
+    # Find the place as the task would, then leave its root again: /proc/self/mountinfo shows what is below.
     whole = os.open("/", os.O_PATH | os.O_CLOEXEC)
     os.fchdir(root)
     os.chroot(".")
     os.fchdir(directory)
-    place = os.open(target, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    uid, gid = (int(task[name].split()[_FILE_SYSTEM]) for name in (b"Uid", b"Gid"))
+    with calls.with_rights_of(uid, gid, int(task[b"CapEff"], 16)):
+        place = os.open(target, os.O_PATH | os.O_CLOEXEC)
     os.fchdir(whole)
     os.chroot(".")
-    os.fchdir(place)
-    mounting.mount_fuse(descriptor, source, Path(), allow_other=True, flags=flags)
+    try:
+        os.fchdir(place)
+    except NotADirectoryError:
+        os.close(descriptor)
+        return None
     return descriptor
+
+
+# Which of the four numbers in /proc/TID/status.
+_EFFECTIVE: Final = 1
+_FILE_SYSTEM: Final = 3
+
+
+def _become_owner(task: Mapping[bytes, bytes]) -> None:
+    """Become who a mount in this user namespace belongs to: its root, as in the kernel.
+
+    Where there is no root in it, the kernel's belongs to nobody, and can be used by nobody. That is of no use to
+    anyone, and FUSE wants a user: then it is the task's.
+    """
+    for change, name, ids in ((os.setresgid, "gid_map", b"Gid"), (os.setresuid, "uid_map", b"Uid")):
+        has_root = any(line.split()[0] == "0" for line in Path("/proc/self", name).read_text().splitlines())
+        number = 0 if has_root else int(task[ids].split()[_EFFECTIVE])
+        change(number, number, number)

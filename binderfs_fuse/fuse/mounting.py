@@ -220,7 +220,8 @@ def mount_fuse(descriptor: int, source: str, mountpoint: Path, *, allow_other: b
     data = f"fd={descriptor},rootmode={stat.S_IFDIR:o},user_id={os.geteuid()},group_id={os.getegid()}"
     data += ",default_permissions" + (",allow_other" if allow_other else "")
     try:
-        system_mount(source, mountpoint, TYPE, MS_NOSUID | MS_NODEV | MS_NOEXEC | flags, data)
+        # Unlike other types, FUSE takes no empty source.
+        system_mount(source or "none", mountpoint, TYPE, MS_NOSUID | MS_NODEV | MS_NOEXEC | flags, data)
     except PermissionError:
         raise
     except OSError as error:
@@ -240,7 +241,7 @@ def _fusermount() -> str:
 
 def _mount_with_fusermount(source: str, mountpoint: Path, *, allow_other: bool) -> int:
     """Let the setuid helper mount, and take the descriptor that it sends."""
-    escaped = source.replace("\\", "\\\\").replace(",", "\\,")
+    escaped = (source or "none").replace("\\", "\\\\").replace(",", "\\,")
     options = f"fsname={escaped},subtype={SUBTYPE},nosuid,nodev,noexec,default_permissions"
     if allow_other:
         options += ",allow_other"

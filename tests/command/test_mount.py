@@ -400,6 +400,15 @@ def test_a_server_that_does_not_answer_is_not_waited_for(mount_binderfs: Callabl
         os.kill(server, signal.SIGCONT)
 
 
+def test_the_source_may_be_empty(mountpoint: Path) -> None:
+    """As with the kernel's; FUSE knows it as none."""
+    assert ("", 0) == ((done := mount_py("", mountpoint)).stderr, done.returncode)
+    try:
+        assert "none" == next(mount.source for mount in mounting.mounts() if mount.mountpoint == mountpoint)
+    finally:
+        mount_py("-u", mountpoint)
+
+
 def test_an_empty_name_is_no_mount_point() -> None:
     """It does not stand for the folder that one is in."""
     assert "the mount point's name is empty" == refused("")

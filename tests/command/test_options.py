@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse.command.options import OptionError, Options, parse, split
-from binderfs_fuse.fuse.settings import MAX_DEVICES
+from binderfs_fuse.command.options import TABLE, OptionError, Options, parse, parse_data, split
+from binderfs_fuse.fuse.settings import MAX_DEVICES, Settings
 
 
 def _settings(text: str) -> object:
@@ -153,3 +153,14 @@ def test_what_was_given_is_remembered() -> None:
     """A remount changes only what it is told to."""
     assert {"max", "ro"} == parse(["remount,max=4,rw,noatime"], Options()).given
     assert {"allow_other", "seccomp", "limit_opens"} == parse(["noallow_other,seccomp,limit_opens=3"], Options()).given
+
+
+def test_the_kernel_is_told_what_it_knows() -> None:
+    """The data of mount(2) can say nothing that is this package's own; test_run.py asks the real driver for more."""
+    options, source = parse_data("max=5\n,stats=global,ro,sync,source=x,lazytime", Options(Settings(stats=False)))
+
+    assert (5, True, True) == (options.settings.maximum, options.settings.stats, options.settings.read_only)
+    assert (1 << 25, "x") == (options.flags, source)
+    for name in TABLE.keys() - {"max", "stats"} | {"allow_other", "seccomp", "limit_opens", "remount", "source", "x-y"}:
+        with pytest.raises(OptionError, match=f"^Unknown parameter '{name}'$"):
+            parse_data(f"{name}=1", Options(), "source")

@@ -6,6 +6,7 @@ import select
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -273,6 +274,44 @@ def test_in_a_chroot_that_is_no_mount_point_it_says_so(tmp_path: Path) -> None:
     assert 1 == done.returncode
     assert done.stderr.startswith("mount.py: the root directory is a chroot's and no mount point, ")
     assert 1 == done.stderr.count("\n")
+
+
+@pytest.mark.parametrize("option", ["log=log", "limit_opens=1", "mode=0666", "devices=a", "seccomp"])
+def test_a_mount_of_the_commands_own_has_the_kernels_options(option: str) -> None:
+    """Nobody else's server is told by it where to write, or anything that the kernel's binderfs does not know."""
+    with tempfile.TemporaryDirectory() as name:
+        # Where the server, which is root's, could write, and a way for all to the place.
+        Path(name).chmod(0o755)
+        binderfs = Path(name, "binderfs")
+        binderfs.mkdir()
+        mount = f"mount -i -t binder -o {option.replace('=log', f'={name}/log')} binder {binderfs}"
+        nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups", "unshare", "-Urm", "sh", "-c")
+        done = run(*nobody, f"{mount}; mount -i -t binder -o max=4 binder {binderfs} && ls {binderfs}")
+
+        assert "wrong fs type, bad option" in done.stderr
+        assert ["binder", "binder-control", "features", "hwbinder", "vndbinder"] == done.stdout.splitlines()
+        assert [binderfs] == list(Path(name).iterdir())
+
+
+def test_only_who_mounted_can_remount() -> None:
+    """Who is root in a user namespace below sees the mount, and cannot change it."""
+    remount = "mount -i -o remount,max=1,stats=global /dev/binderfs"
+    done = run("sh", "-c", f"unshare -Urm {remount}; {remount} && {MOUNT} status --json | grep max")
+
+    assert ["mount: /dev/binderfs: permission denied."] == done.stderr.splitlines()[:1]
+    assert 1 == done.stderr.count("/dev/binderfs")
+    assert '"max": 1,' == done.stdout.strip()
+
+
+def test_a_user_namespace_without_root_can_mount() -> None:
+    """Devices are its user's then."""
+    with tempfile.TemporaryDirectory() as name:
+        Path(name).chmod(0o755)
+        nobody = ("setpriv", "--reuid", "65534", "--regid", "65534", "--clear-groups")
+        script = f"mount -i -t binder binder {name} && stat -c %u {name}/binder && head -c 0 {name}/binder-control"
+        done = run(*nobody, "unshare", "--user", "--mount", "--map-current-user", "--keep-caps", "sh", "-c", script)
+
+    assert ("65534\n", "", 0) == (done.stdout, done.stderr, done.returncode)
 
 
 def test_a_name_gives_no_right_to_mount() -> None:
