@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from binderfs_fuse.command.program import program, say
-from binderfs_fuse.command.servers import ask, information, whole_at
+from binderfs_fuse.command.servers import ask_exactly, explain, whole_at
 from binderfs_fuse.command.snapshot import Process, parse_state
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.mounting import MountError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from binderfs_fuse.fuse.mounting import Mount
 
 
 def graph(arguments: Sequence[str]) -> int:
@@ -27,13 +30,15 @@ def graph(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to, if not to standard output")
     parser.add_argument("--dot", action="store_true", help="write Graphviz's own language, which takes no Graphviz")
     parsed = parser.parse_args(arguments)
-    mountpoint = whole_at(parsed.mountpoint) if parsed.mountpoint else the_only_one()
+    mount = mounting.mount_at(whole_at(parsed.mountpoint)) if parsed.mountpoint else the_only_one()
+    if mount is None:
+        raise MountError(f"{parsed.mountpoint} has just been unmounted")
     try:
-        managers = information(mountpoint).get("managers", ())
-        state = os.fsdecode(ask(mountpoint, "state"))
+        managers = json.loads(ask_exactly(mount, "info")).get("managers", ())
+        state = os.fsdecode(ask_exactly(mount, "state"))
     except OSError as error:
-        raise MountError(f"{mountpoint} does not answer: {error.strerror or error}") from error
-    text = dot(str(mountpoint), parse_state(state, managers)).encode(errors="surrogateescape")
+        raise MountError(f"{mount.mountpoint}: {explain(error)}") from error
+    text = dot(str(mount.mountpoint), parse_state(state, managers)).encode(errors="surrogateescape")
     picture = text if parsed.dot else draw(text)
     if not parsed.output:
         say(picture)
@@ -45,13 +50,13 @@ def graph(arguments: Sequence[str]) -> int:
     return 0
 
 
-def the_only_one() -> Path:
-    """Return the mount point of the only mount there is. Raises `MountError`."""
-    places = {mount.device: mount.mountpoint for mount in mounting.mounts() if mount.is_ours and mount.shows_root}
+def the_only_one() -> Mount:
+    """Return the only mount there is. Raises `MountError`."""
+    places = {mount.device: mount for mount in mounting.mounts() if mount.is_ours and mount.shows_root}
     if not places:
         raise MountError("nothing is mounted")
     if len(places) > 1:
-        raise MountError(f"which one? There are {', '.join(map(str, places.values()))}")
+        raise MountError(f"which one? There are {', '.join(str(mount.mountpoint) for mount in places.values())}")
     return next(iter(places.values()))
 
 

@@ -19,6 +19,8 @@ from binderfs_fuse.fuse.mounting import MountError
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from binderfs_fuse.fuse.mounting import Mount
+
 _MOST_LINKS: Final = 40
 PATIENCE: Final = 2.0
 """Seconds that a server is given to say something of itself."""
@@ -112,6 +114,45 @@ def _read_until(descriptor: int, deadline: float) -> bytes | None:
 def ask(mountpoint: Path, name: str) -> bytes:
     """Ask the server of a mount for one of its texts. Raises `OSError` as `patiently` does."""
     return patiently(lambda: control.query(mountpoint, name))
+
+
+def ask_exactly(mount: Mount, name: str) -> bytes:
+    """Ask the server of this very mount, and not of what covers it, for one of its texts.
+
+    Raises `OSError` as `patiently` does; FileNotFoundError, too, where its place leads elsewhere.
+    """
+
+    def question() -> bytes:
+        # Nothing of the mount is asked for that, which may not answer.
+        place = os.open(mount.mountpoint, os.O_PATH | os.O_CLOEXEC)
+        lines = Path(f"/proc/self/fdinfo/{place}").read_text().splitlines()
+        if f"mnt_id:\t{mount.number}" not in lines:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        return control.query(Path(f"/proc/self/fd/{place}"), name)
+
+    return patiently(question)
+
+
+def is_death(error: OSError) -> bool:
+    """Tell whether this is what a question ends with whose server is gone, or stuck."""
+    return isinstance(error, TimeoutError) or error.errno in (errno.ENOTCONN, errno.ECONNABORTED)
+
+
+def is_elsewhere(error: OSError) -> bool:
+    """Tell whether this is what a question ends with whose mount its own path does not lead to."""
+    return error.errno in (errno.ENOENT, errno.ENOTDIR)
+
+
+def explain(error: OSError) -> str:
+    """Say of a mount why its server cannot be asked."""
+    reason = error.strerror or str(error)
+    if is_death(error):
+        return f"no answer ({reason})"
+    if is_elsewhere(error):
+        return f"covered by another mount ({reason})"
+    if isinstance(error, PermissionError):
+        return f"another user's to ask ({reason})"
+    return f"not to be asked ({reason})"
 
 
 def is_dead(mountpoint: Path) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse.command.program import program, say
-from binderfs_fuse.command.servers import ask, information, whole_at
+from binderfs_fuse.command.servers import ask_exactly, explain, is_death, is_elsewhere, whole_at
 from binderfs_fuse.command.snapshot import Process, parse_calls, parse_state
 from binderfs_fuse.fuse import mounting
 
@@ -26,7 +26,7 @@ _LONGEST: Final = 86400
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Print the status of one mount, or of all; return 1 where one of them has no server. Raises `MountError`."""
+    """Print the status of one mount, or of all; return 1 where a server is dead or stuck. Raises `MountError`."""
     parser = argparse.ArgumentParser(prog=f"{program()} status", description="Show what is mounted, and who uses it.")
     parser.add_argument("mountpoint", nargs="?", type=Path, metavar="MOUNTPOINT", help="only this one")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -35,20 +35,19 @@ def status(arguments: Sequence[str]) -> int:
     )
     parsed = parser.parse_args(arguments)
     wanted = whole_at(parsed.mountpoint) if parsed.mountpoint else None
-    # A mount may be seen at several places; the last one tells.
-    mounts = {
-        mount.device: mount
-        for mount in mounting.mounts()
-        if mount.is_ours and mount.shows_root and wanted in (None, mount.mountpoint)
-    }
-    reports = collect(list(mounts.values()), parsed.interval)
+    there = mounting.mount_at(wanted) if wanted else None
+    places: dict[int, list[Mount]] = {}
+    for mount in mounting.mounts():
+        if mount.is_ours and mount.shows_root and there in (None, mount):
+            places.setdefault(mount.device, []).append(mount)
+    reports = collect(list(places.values()), parsed.interval)
     if parsed.json:
         say(json.dumps(reports, indent=2) + "\n")
     elif not reports:
         say("nothing is mounted\n")
     else:
         say("\n".join(map(describe, reports)))
-    return int(any("error" in report for report in reports))
+    return int(any(report.get("dead") for report in reports))
 
 
 def _seconds(text: str) -> float:
@@ -61,13 +60,16 @@ def _seconds(text: str) -> float:
     return value
 
 
-def collect(mounts: Sequence[Mount], interval: float) -> list[dict[str, Any]]:
-    """Ask the server of each mount; one that does not answer has an ``error`` instead."""
+def collect(places: Sequence[Sequence[Mount]], interval: float) -> list[dict[str, Any]]:
+    """Ask the server of each mount, all of whose places are given; one that cannot be asked has an ``error`` instead.
+
+    What has been unmounted meanwhile is left out.
+    """
     began = time.monotonic()
-    reports = [_ask(mount) for mount in mounts]
-    if interval > 0 and any("calls" in report for report in reports):
+    asked = [answer for answer in map(_ask, places) if answer]
+    if interval > 0 and any("calls" in report for _, report in asked):
         time.sleep(max(0.0, began + interval - time.monotonic()))
-    for report in reports:
+    for mount, report in asked:
         before, when = report.pop("calls", (0, 0.0))
         if "error" in report:
             continue
@@ -75,24 +77,35 @@ def collect(mounts: Sequence[Mount], interval: float) -> list[dict[str, Any]]:
         report["transactions_per_second"] = None
         if interval > 0:
             try:
-                now = parse_calls(os.fsdecode(ask(Path(report["mountpoint"]), "stats")))
+                now = parse_calls(os.fsdecode(ask_exactly(mount, "stats")))
             except OSError:
                 continue
             report["transactions"] = now
             report["transactions_per_second"] = round((now - before) / (time.monotonic() - when), 1)
-    return reports
+    return [report for _, report in asked]
 
 
-def _ask(mount: Mount) -> dict[str, Any]:
+def _ask(places: Sequence[Mount]) -> tuple[Mount, dict[str, Any]] | None:
+    """Ask at one of the places where a mount is seen, the last one unless that is covered; None: there is no such."""
+    for mount in reversed(places):
+        try:
+            return mount, _report(mount)
+        except OSError as error:
+            failure = error
+            if not is_elsewhere(error):
+                break
+    if mount.number not in (other.number for other in mounting.mounts()):
+        return None
+    report = {"mountpoint": str(mount.mountpoint), "source": mount.source}
+    return mount, report | {"error": explain(failure), "dead": is_death(failure)}
+
+
+def _report(mount: Mount) -> dict[str, Any]:
     report: dict[str, Any] = {"mountpoint": str(mount.mountpoint), "source": mount.source}
-    try:
-        said = information(mount.mountpoint)
-        calls = parse_calls(os.fsdecode(ask(mount.mountpoint, "stats")))
-        report["calls"] = calls, time.monotonic()
-        state = os.fsdecode(ask(mount.mountpoint, "state"))
-    except OSError as error:
-        report["error"] = error.strerror or str(error)
-        return report
+    said = json.loads(ask_exactly(mount, "info"))
+    calls = parse_calls(os.fsdecode(ask_exactly(mount, "stats")))
+    report["calls"] = calls, time.monotonic()
+    state = os.fsdecode(ask_exactly(mount, "state"))
     # A server may be of an older version than this.
     report |= {key: said.get(key) for key in ("pid", "version", "uptime", "region", "max", "stats", "devices")}
     report["clients"] = [_client(process) for process in parse_state(state, said.get("managers", ()))]
@@ -131,7 +144,8 @@ def describe(report: dict[str, Any]) -> str:
     """Show a report to a person."""
     if "error" in report:
         place = report["mountpoint"]
-        return f"{place}: no answer ({report['error']}); `{program()} -u {place}` takes it away\n"
+        advice = f"; `{program()} -u {place}` takes it away" if report["dead"] else ""
+        return f"{place}: {report['error']}{advice}\n"
     uptime = dt.timedelta(seconds=int(report["uptime"]))
     rate = report["transactions_per_second"]
     lines = [

@@ -17,6 +17,8 @@ import pytest
 from binderfs_fuse import uapi
 from binderfs_fuse.command.graph import dot
 from binderfs_fuse.command.snapshot import Node, Process, Reference, parse_calls, parse_state
+from binderfs_fuse.command.status import collect
+from binderfs_fuse.fuse import mounting
 from tests.command.talk import Talk
 from tests.mounts import MOUNT, Mounted, mount_py
 
@@ -246,6 +248,54 @@ def test_status_of_a_stopped_server(mount_binderfs: Callable[..., Mounted]) -> N
 
     assert 1 == done.returncode
     assert f"{mounted.path}: no answer (its server does not answer)" in done.stdout
+
+
+def test_status_of_a_covered_mount(mount_binderfs: Callable[..., Mounted]) -> None:
+    """It is said to be that, and nothing is wrong with it; what covers it is not asked in its place."""
+    mounted = mount_binderfs()
+    path = mounted.path
+    for cover, options in ((path.parent, ("-o", "size=4k")), (path, ("-o", "size=4k"))):
+        subprocess.run(["mount", "-t", "tmpfs", *options, "none", cover], check=True)
+        done = mount_py("status", "--interval", "0")
+        subprocess.run(["umount", cover], check=True)
+
+        assert ("", 0) == (done.stderr, done.returncode)
+        assert f"{path}: covered by another mount (No such file or directory)\n" in done.stdout
+
+    other = mount_binderfs()
+    script = f"mount --move {other.path} {path} && {MOUNT} status --json --interval 0"
+    done = subprocess.run(["unshare", "--mount", "sh", "-c", script], capture_output=True, text=True, check=True)
+    reports = [report for report in json.loads(done.stdout) if report["mountpoint"] == str(path)]
+
+    assert {other.server, None} == {report.get("pid") for report in reports}
+
+
+def test_a_bound_place_tells_where_the_last_one_is_covered(mount_binderfs: Callable[..., Mounted]) -> None:
+    """A mount that can be asked somewhere is asked there."""
+    mounted = mount_binderfs()
+    bound = mounted.path.parent / "bound"
+    bound.mkdir()
+    subprocess.run(["mount", "--bind", mounted.path, bound], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "none", bound], check=True)
+    try:
+        found = [report for report in _reports("--interval", "0") if report.get("pid") == mounted.server]
+    finally:
+        subprocess.run(["umount", bound], check=True)
+        subprocess.run(["umount", bound], check=True)
+
+    assert [str(mounted.path)] == [report["mountpoint"] for report in found]
+
+
+def test_what_has_just_been_unmounted_is_left_out(mount_binderfs: Callable[..., Mounted]) -> None:
+    """It was there when the table was read, and is nothing to worry about."""
+    mounted = mount_binderfs()
+    mount = mounting.mount_at(mounted.path)
+
+    assert mount
+
+    mounted.unmount()
+
+    assert [] == collect([[mount]], 0)
 
 
 def test_the_picture_in_graphvizs_language(mounted: Mounted, talk: Talk) -> None:

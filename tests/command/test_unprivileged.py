@@ -206,6 +206,29 @@ def test_no_filter_where_fusermount_unmounts(mountpoint: Path, tmp_path: Path) -
     assert f"8\nthere is no filter of system calls: {reason}\n" == done.stdout
 
 
+@needs_fusermount
+def test_status_of_another_users_mount(mountpoint: Path, tmp_path: Path) -> None:
+    """Who is not let in, as root into a user's mount, is told so; the mount is well, and not to be removed."""
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    done = _shell(
+        *("unshare", "--mount", "--propagation", "private"),
+        script=f"""
+            {_OPEN_TO_ALL}
+            {" ".join(AS_NOBODY)} "$PYTHON" "$MOUNT" "$AT"
+            "$PYTHON" "$MOUNT" status "$AT"
+            "$PYTHON" "$MOUNT" graph --dot "$AT" 2>&1 || echo "status $?"
+            umount "$AT"
+        """,
+        AT=mountpoint,
+        DEVICES=devices,
+    )
+    said = f"{mountpoint}: another user's to ask (Permission denied)"
+
+    assert ("", 0) == (done.stderr, done.returncode)
+    assert [said, f"mount.py: {said}", "status 1"] == done.stdout.splitlines()
+
+
 def test_run_makes_a_user_namespace_where_it_has_to() -> None:
     """The command then is who it was, without rights, and may use the devices."""
     done = _shell(
