@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Collection, Iterable, Iterator
 
 # <linux/sched.h>
 CLONE_NEWNS: Final = 0x00020000
@@ -127,6 +127,18 @@ def children() -> list[int]:
     return found
 
 
+def end_children(but: Collection[int] = ()) -> None:
+    """Kill this process's children but for some, and what these leave, which comes to be its children in turn."""
+    given_up: set[int] = set()
+    while left := set(children()) - {*but} - given_up:
+        for process in left:
+            try:
+                os.kill(process, signal.SIGKILL)
+                os.waitpid(process, 0)
+            except OSError:
+                given_up.add(process)
+
+
 def name_process(name: str) -> None:
     """Set what ``ps`` and ``/proc/PID/comm`` call this process: up to 15 bytes."""
     _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0))
@@ -142,10 +154,14 @@ def seccomp(operation: int, flags: int, argument: ctypes.c_void_p) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Signal:
-    """A signal that came; `from_terminal` means that the whole foreground process group got it."""
+    """A signal that came; `from_terminal` means that the whole foreground process group got it.
+
+    `from_self` means that this process brought it about, as by writing to a pipe that nobody reads.
+    """
 
     number: int
     from_terminal: bool
+    from_self: bool
 
 
 class SignalQueue:
@@ -168,8 +184,14 @@ class SignalQueue:
             data = os.read(self._descriptor, 64 * _SIGINFO_SIZE)
         except BlockingIOError:
             return []
-        infos = (struct.unpack_from("=Iii", data, start) for start in range(0, len(data), _SIGINFO_SIZE))
-        return [Signal(number, code == _SI_KERNEL) for number, _, code in infos]
+        infos = (struct.unpack_from("=IiiI", data, start) for start in range(0, len(data), _SIGINFO_SIZE))
+        return [Signal(number, code == _SI_KERNEL, sender == os.getpid()) for number, _, code, sender in infos]
+
+    def let_through(self, number: int) -> None:
+        """Have one of the signals do to this process what it does to others, as to stop it."""
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, [number])
+        os.kill(os.getpid(), number)
+        signal.pthread_sigmask(signal.SIG_BLOCK, [number])
 
     def unblock(self) -> None:
         """Put this thread's signal mask back as it was, as for a child to inherit."""

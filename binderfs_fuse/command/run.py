@@ -17,6 +17,7 @@ from binderfs_fuse.command.mount import check
 from binderfs_fuse.command.options import base_options, parse
 from binderfs_fuse.command.program import program
 from binderfs_fuse.command.supervisor import Supervisor
+from binderfs_fuse.command.warden import Warden
 from binderfs_fuse.fuse import mounting
 
 if TYPE_CHECKING:
@@ -24,16 +25,8 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger(__name__)
 
-_PASSED_ON: Final = (
-    signal.SIGHUP,
-    signal.SIGINT,
-    signal.SIGQUIT,
-    signal.SIGTERM,
-    signal.SIGUSR1,
-    signal.SIGUSR2,
-    signal.SIGALRM,
-    signal.SIGWINCH,
-)
+# All that can be, and that say nothing of this process's own children.
+_PASSED_ON: Final = signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}
 # What a shell says of a command that it cannot execute, or cannot find.
 _NOT_EXECUTABLE: Final = 126
 _NOT_FOUND: Final = 127
@@ -64,8 +57,11 @@ def run(arguments: Sequence[str]) -> int:
         connection = mounting.connect("binder", binderfs, allow_other=options.allow_other, flags=options.flags)
         supervisor.adopt(connection, options)
         check(namespace.BINDERFS, options.settings.devices)
-        child, listener = _start(command, signals)
-        status = supervisor.stand_by(child, listener, signals)
+        warden, listener = _start(command, signals)
+        try:
+            status = supervisor.stand_by(warden, listener, signals)
+        finally:
+            warden.end()
     finally:
         supervisor.stop()
     if os.WIFSIGNALED(status):
@@ -73,13 +69,15 @@ def run(arguments: Sequence[str]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _start(command: list[str], signals: calls.SignalQueue) -> tuple[int, int | None]:
-    """Execute the command in a child, under the filter; return its id, and the filter's listener where there is one."""
+def _start(command: list[str], signals: calls.SignalQueue) -> tuple[Warden, int | None]:
+    """Execute the command below a warden, under the filter; return both, a listener where there is a filter."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    child = os.fork()
-    if not child:
+
+    def become() -> None:
         ours.close()
         _become(command, theirs, signals)
+
+    warden = Warden(become)
     theirs.close()
     with ours:
         message, descriptors, _, _ = socket.recv_fds(ours, 1024, 1)
@@ -89,7 +87,7 @@ def _start(command: list[str], signals: calls.SignalQueue) -> tuple[int, int | N
         failure = ours.recv(1024)
     if failure:
         sys.stderr.write(f"{program()} run: {command[0]}: {os.strerror(int(failure))}\n")
-    return child, descriptors[0] if descriptors else None
+    return warden, descriptors[0] if descriptors else None
 
 
 _FILTERED: Final = b"filtered"

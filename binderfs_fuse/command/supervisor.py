@@ -42,6 +42,7 @@ if TYPE_CHECKING:
     from binderfs_fuse.command.calls import SignalQueue
     from binderfs_fuse.command.options import Options
     from binderfs_fuse.command.seccomp import Notification
+    from binderfs_fuse.command.warden import Warden
     from binderfs_fuse.fuse.mounting import Mount
 
 TYPE: Final = b"binder"
@@ -56,6 +57,9 @@ _MS_NOUSER: Final = 1 << 31
 _MAGIC: Final = 0xC0ED0000
 _MAGIC_MASK: Final = 0xFFFF0000
 _PASSED_ON: Final = 1 << 10 | 1 << 11 | 1 << 21 | 1 << 24 | 1 << 25
+
+# When a shell has its command stopped by one of these, `run` has to stop, too: it is what the shell waits for.
+_JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 # Seconds that servers are given to end of themselves.
 _PATIENCE: Final = 5.0
@@ -118,40 +122,31 @@ class Supervisor:
             space = os.dup(user_namespace)
         self._served[connection.device] = Served(pid, ours, space)
 
-    def stand_by(self, command: int, listener: int | None, signals: SignalQueue) -> int:
-        """Serve and pass on until the child process `command` ends; return its wait status."""
-        child = os.pidfd_open(command)
+    def stand_by(self, warden: Warden, listener: int | None, signals: SignalQueue) -> int:
+        """Serve and pass on until the command of `warden` ends; return its wait status."""
         poll = select.poll()
-        for descriptor in (child, signals.fileno(), *([] if listener is None else [listener])):
+        for descriptor in (warden.fileno(), signals.fileno(), *([] if listener is None else [listener])):
             poll.register(descriptor, select.POLLIN)
-        try:
-            while True:
-                ready = dict(poll.poll())
-                if signals.fileno() in ready:
-                    self._pass_on(command, signals)
-                if listener is not None and listener in ready:
-                    if ready[listener] & select.POLLIN:
-                        self._answer(listener)
-                    else:
-                        # Nobody is left under the filter.
-                        poll.unregister(listener)
-                if child in ready:
-                    return os.waitpid(command, 0)[1]
-        finally:
-            os.close(child)
+        while True:
+            ready = dict(poll.poll())
+            if signals.fileno() in ready:
+                self._pass_on(warden, signals)
+            if listener is not None and listener in ready:
+                if ready[listener] & select.POLLIN:
+                    self._answer(listener)
+                else:
+                    # Nobody is left under the filter.
+                    poll.unregister(listener)
+            if warden.fileno() in ready:
+                has_ended, number = warden.hear()
+                if has_ended:
+                    return number
+                if number in _JOB_CONTROL:
+                    signals.let_through(number)
 
     def stop(self) -> None:
         """End what the command has left running, then the servers, and wait for them."""
-        servers = {served.pid for served in self._served.values()}
-        given_up: set[int] = set()
-        # What they leave comes to be our children in turn.
-        while left := set(calls.children()) - servers - given_up:
-            for process in left:
-                try:
-                    os.kill(process, signal.SIGKILL)
-                    os.waitpid(process, 0)
-                except OSError:
-                    given_up.add(process)
+        calls.end_children(but={served.pid for served in self._served.values()})
         for served in self._served.values():
             os.kill(served.pid, signal.SIGTERM)
         deadline = time.monotonic() + _PATIENCE
@@ -164,18 +159,18 @@ class Supervisor:
             served.close()
         self._served.clear()
 
-    def _pass_on(self, command: int, signals: SignalQueue) -> None:
+    def _pass_on(self, warden: Warden, signals: SignalQueue) -> None:
         for received in signals.take():
             if received.number == signal.SIGCHLD:
-                self._reap(command)
-            elif not received.from_terminal:
-                os.kill(command, received.number)
+                self._reap(warden.pid)
+            elif not received.from_terminal and not received.from_self:
+                warden.signal(received.number)
 
-    def _reap(self, command: int) -> None:
-        """Let go of children that have ended, mounts whose servers have among them, but for the command itself."""
+    def _reap(self, warden: int) -> None:
+        """Let go of children that have ended, mounts whose servers have among them, but for the warden."""
         devices = {served.pid: device for device, served in self._served.items()}
         while ended := os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT):
-            if ended.si_pid == command:
+            if ended.si_pid == warden:
                 return
             os.waitpid(ended.si_pid, 0)
             device = devices.get(ended.si_pid)
@@ -335,6 +330,7 @@ class _Helper:
         self.pid = os.fork()
         if not self.pid:
             with contextlib.suppress(BaseException):
+                calls.die_with_parent(signal.SIGKILL)
                 self._socket.close()
                 _help(theirs, tid, target)
             os._exit(0)

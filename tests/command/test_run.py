@@ -177,10 +177,10 @@ def test_what_cannot_be_executed_is_said(command: str, status: int) -> None:
     assert 1 == done.stderr.count("\n")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1])
-def test_signals_are_passed_on(number: signal.Signals) -> None:
-    """A signal to mount.py reaches the command, which may go on after it."""
-    script = f"trap 'echo got it' {number.name[3:]}; echo ready; read line; read line; exit 5"
+@pytest.mark.parametrize("number", sorted(signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP, signal.SIGCHLD}))
+def test_signals_are_passed_on(number: int) -> None:
+    """A signal to mount.py, whatever it is, reaches the command, which may go on after it."""
+    script = f"trap 'echo got it' {int(number)}; echo ready; read line; read line; exit 5"
     with running(script) as (process, given, said):
         assert "ready\n" == said.readline()
 
@@ -193,16 +193,46 @@ def test_signals_are_passed_on(number: signal.Signals) -> None:
     assert 5 == process.returncode
 
 
-def test_killing_it_leaves_nothing() -> None:
-    """Command and server go with a mount.py that is killed, and the namespace with them."""
-    with running("readlink /proc/self/ns/mnt; echo; exec sleep 1000") as (process, _, said):
+def test_it_stops_and_goes_on_with_the_command() -> None:
+    """As a shell's job that is put aside and taken up again; the shell, or what it is, knows of mount.py alone."""
+    script = "trap 'echo on' CONT; echo $$; while :; do read line && echo $line; done"
+    # A process group of its own, as of a job: nothing stops in one that no shell has in its care.
+    with running(script, process_group=0) as (process, given, said):
+        command = int(said.readline())
+        process.send_signal(signal.SIGTSTP)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+
+        assert os.WIFSTOPPED(status)
+        assert signal.SIGTSTP == os.WSTOPSIG(status)
+        assert b"T" == Path(f"/proc/{command}/stat").read_bytes().rpartition(b")")[2].split()[0]
+
+        process.send_signal(signal.SIGCONT)
+
+        assert "on\n" == said.readline()
+
+        given.write("still here\n")
+
+        assert "still here\n" == said.readline()
+
+        os.kill(command, signal.SIGKILL)
+
+    assert -signal.SIGKILL == process.returncode
+
+
+@pytest.mark.parametrize("victim", ["run", "warden"])
+def test_killing_it_leaves_nothing(victim: str) -> None:
+    """All goes with a mount.py that is killed, and the namespace with it: server, command, and what this has left."""
+    script = "readlink /proc/self/ns/mnt; sh -c 'setsid sleep 1000 &'; echo; exec sleep 1000"
+    with running(f"echo $PPID; {script}") as (process, _, said):
+        warden = int(said.readline())
         namespace = said.readline().strip()
         said.readline()
         members = _members(namespace)
         descriptors = [os.pidfd_open(member) for member in members]
-        process.kill()
+        os.kill({"run": process.pid, "warden": warden}[victim], signal.SIGKILL)
 
-    assert 3 == len(members)
+    assert 5 == len(members)
+    assert {warden, process.pid} < {*members}
 
     for descriptor in descriptors:
         select.select([descriptor], [], [])
