@@ -180,11 +180,22 @@ def _make_mount(source: str, mountpoint: Path, *, allow_other: bool, flags: int)
     except PermissionError as error:
         if os.geteuid():
             return _mount_with_fusermount(source, mountpoint, allow_other=allow_other)
+        if error.filename == FUSE_DEVICE:
+            raise MountError(_closed(error), errno.EPERM) from error
         reason = f"no right to mount at {mountpoint} ({error.strerror})"
         raise MountError(
             f"{reason}: give the container CAP_SYS_ADMIN and {FUSE_DEVICE}, or try it under `unshare -Urm`",
             errno.EPERM,
         ) from error
+
+
+def _closed(error: PermissionError) -> str:
+    """Say that /dev/fuse does not let this user in, and what to do about it."""
+    text = f"{FUSE_DEVICE} cannot be opened ({error.strerror})"
+    if error.errno == errno.EPERM:
+        return f"{text}: let the container have it, with `--device {FUSE_DEVICE}`"
+    mode = stat.S_IMODE(Path(FUSE_DEVICE).stat().st_mode)
+    return f"{text}: its mode is {mode:04o}; `chmod 666 {FUSE_DEVICE}`, by the machine's root, opens it to all"
 
 
 def _mount_directly(source: str, mountpoint: Path, *, allow_other: bool, flags: int) -> int:
@@ -261,6 +272,11 @@ def _mount_with_fusermount(source: str, mountpoint: Path, *, allow_other: bool) 
         _, descriptors, _, _ = socket.recv_fds(ours, 1, 1)
     if result.returncode or not descriptors:
         said = " ".join(result.stderr.split()) or f"status {result.returncode}"
+        if f"failed to open {FUSE_DEVICE}" in said:
+            try:
+                os.close(open_fuse())
+            except PermissionError as error:
+                said += f"; {_closed(error)}"
         raise MountError(f"no right to mount at {mountpoint}, and fusermount3 refused: {said}", errno.EPERM)
     os.set_inheritable(descriptors[0], False)
     return descriptors[0]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mounts import MOUNT, mount_py, needs_mount
+from tests.mounts import CHECKOUT, MOUNT, mount_py, needs_mount
 
 pytestmark = needs_mount
 
@@ -129,6 +129,48 @@ def test_fusermount_says_what_is_missing(mountpoint: Path, tmp_path: Path) -> No
     assert 1 == done.stderr.count("\n")
     assert f"mount.py: no right to mount at {mountpoint}, and fusermount3 refused: " in done.stderr
     assert "user_allow_other" in done.stderr
+
+
+# Started as root, who can get at this Python, wherever it is installed.
+_MOUNT_AS_NOBODY = """
+import ctypes, os, sys
+from pathlib import Path
+from binderfs_fuse.command import calls
+from binderfs_fuse.command.main import main
+nobody = 65534
+os.setgroups([])
+os.setresgid(nobody, nobody, nobody)
+os.setresuid(nobody, nobody, nobody)
+if sys.argv[2] == "root":
+    # PR_SET_DUMPABLE, for /proc/self to be his.
+    ctypes.CDLL(None).prctl(4, 1, 0, 0, 0)
+    calls.unshare(calls.CLONE_NEWUSER | calls.CLONE_NEWNS)
+    for name, text in (("setgroups", "deny"), ("uid_map", f"0 {nobody} 1"), ("gid_map", f"0 {nobody} 1")):
+        Path("/proc/self", name).write_text(text)
+sys.exit(main(["mount.py", sys.argv[1]]))
+"""
+
+
+@needs_fusermount
+@pytest.mark.parametrize("who", ["root", "nobody"])
+def test_a_closed_device_of_fuse_is_said_to_be_that(mountpoint: Path, tmp_path: Path, who: str) -> None:
+    """No right to mount helps where /dev/fuse lets nobody in: neither root's in a user namespace, nor fusermount3's."""
+    devices = tmp_path / "devices"
+    devices.mkdir()
+    done = _shell(
+        *("unshare", "--mount", "--propagation", "private"),
+        script=_OPEN_TO_ALL.replace("666", "600") + 'exec "$PYTHON" -c "$MOUNT_AS_NOBODY" "$AT" "$WHO"',
+        DEVICES=devices,
+        MOUNT_AS_NOBODY=_MOUNT_AS_NOBODY,
+        AT=mountpoint,
+        WHO=who,
+        PYTHONPATH=CHECKOUT,
+    )
+
+    assert 1 == done.stderr.count("\n")
+    assert "/dev/fuse cannot be opened (Permission denied): its mode is 0600; `chmod 666 /dev/fuse`" in done.stderr
+    assert "unshare" not in done.stderr
+    assert 1 == done.returncode
 
 
 def test_without_fusermount(mountpoint: Path) -> None:
