@@ -6,6 +6,7 @@ Runs with any Python 3.11: what it needs is in ``.venv`` beside it (``make setup
 
 import importlib.util
 import os
+import shlex
 import sys
 from pathlib import Path
 
@@ -18,10 +19,18 @@ def main() -> int:
     sys.path.insert(0, str(HERE))
     if not all(map(importlib.util.find_spec, NEEDED)):
         python = HERE / ".venv/bin/python"
-        if not python.exists() or Path(sys.prefix) == python.parent.parent:
-            sys.stderr.write(f"mount.py: not set up: run `make -C {HERE} setup`\n")
+        if not os.path.lexists(python) or Path(sys.prefix) == python.parent.parent:
+            sys.stderr.write(f"mount.py: not set up: run `make -C {shlex.quote(str(HERE))} setup`\n")
             return 1
-        os.execv(python, [str(python), *sys.argv])  # noqa: S606 - it is this very program
+        try:
+            os.execv(python, [str(python), *sys.argv])  # noqa: S606 - it is this very program
+        except OSError as error:
+            place = os.path.realpath(python)
+            reason = f"{place} cannot be executed by this user ({error.strerror})"
+            sys.stderr.write(
+                f"mount.py: {reason}: set it up with a Python that all can reach (make setup PYTHON=...)\n"
+            )
+            return 1
 
     from binderfs_fuse.command.main import main as command  # noqa: PLC0415 - it can only now be found
 

@@ -7,12 +7,12 @@ has for that.
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse.command.mount import mount, remount
 from binderfs_fuse.command.options import base_options, parse
+from binderfs_fuse.command.program import HELPERS, complain, failure
 from binderfs_fuse.fuse.mounting import MountError
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ _FAILED: Final = 32
 
 def is_helper(program: str) -> bool:
     """Tell whether mount(8) runs us under this name."""
-    return Path(program).name in ("mount.binder", "mount.fuse.binder")
+    return Path(program).name in HELPERS
 
 
 def helper(program: str, arguments: Sequence[str]) -> int:
@@ -48,6 +48,9 @@ def helper(program: str, arguments: Sequence[str]) -> int:
         else:
             mount(parsed.source, parsed.mountpoint, options, foreground=False)
     except MountError as error:
-        sys.stderr.write(f"{name}: {error}\n")
+        complain(error, name)
+        return _FAILED
+    except OSError as error:
+        complain(failure(error), name)
         return _FAILED
     return 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -12,7 +11,7 @@ from binderfs_fuse.command.graph import graph
 from binderfs_fuse.command.helper import helper, is_helper
 from binderfs_fuse.command.mount import mount, remount
 from binderfs_fuse.command.options import base_options, parse
-from binderfs_fuse.command.program import complete_descriptors, program
+from binderfs_fuse.command.program import complain, complete_descriptors, failure, program
 from binderfs_fuse.command.run import run
 from binderfs_fuse.command.status import status
 from binderfs_fuse.command.unmount import unmount
@@ -102,7 +101,10 @@ def main(argv: Sequence[str]) -> int:
             return command(argv[2:]) or 0
         _mount_or_unmount(argv[1:])
     except MountError as error:
-        sys.stderr.write(f"{program()}: {error}\n")
+        complain(error)
+        return 1
+    except OSError as error:
+        complain(failure(error))
         return 1
     except KeyboardInterrupt:
         return 130

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 from binderfs_fuse import uapi
 from binderfs_fuse.command.daemon import SYSLOG, close_inherited, in_background, log_to
 from binderfs_fuse.command.options import unchangeable
-from binderfs_fuse.command.program import program
+from binderfs_fuse.command.program import program, quoted
 from binderfs_fuse.command.servers import information, is_dead, resolve, whole_at
 from binderfs_fuse.fuse import control, mounting
 from binderfs_fuse.fuse.mounting import MountError
@@ -113,12 +113,14 @@ def usable(mountpoint: Path) -> Path:
         there = mounting.mount_at(target)
     if there:
         if there.is_ours:
-            raise MountError(f"{mountpoint} is mounted already: unmount it first with `{program()} -u {mountpoint}`")
+            raise MountError(
+                f"{mountpoint} is mounted already: unmount it first with `{program()} -u {quoted(mountpoint)}`"
+            )
         raise MountError(f"{mountpoint} is a mount point already ({there.type}): take a directory in it, or unmount it")
     try:
         is_directory = stat.S_ISDIR(target.stat().st_mode)
     except FileNotFoundError as error:
-        raise MountError(f"{mountpoint} does not exist: make it with `mkdir -p {mountpoint}`") from error
+        raise MountError(f"{mountpoint} does not exist: make it with `mkdir -p {quoted(mountpoint)}`") from error
     except OSError as error:
         raise MountError(f"{mountpoint} cannot be mounted on: {error.strerror}") from error
     if not is_directory:

@@ -57,9 +57,7 @@ def enter() -> None:
                 "kernel.apparmor_restrict_unprivileged_userns)",
                 errno.EPERM,
             ) from error
-        Path("/proc/self/setgroups").write_text("deny")
-        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
-        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+        _map_user(uid, gid)
     # What is mounted on the machine later still appears here, but nothing of ours there.
     try:
         system_mount("none", "/", "", _MS_SLAVE | _MS_REC)
@@ -78,8 +76,28 @@ def enter() -> None:
                 system_umount(mount.mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
 
 
+def _map_user(uid: int, gid: int) -> None:
+    """Keep the user and the group in a new user namespace."""
+    try:
+        Path("/proc/self/setgroups").write_text("deny")
+        Path("/proc/self/uid_map").write_text(f"{uid} {uid} 1")
+        Path("/proc/self/gid_map").write_text(f"{gid} {gid} 1")
+    except OSError as error:
+        # Root's, and that takes CAP_SETFCAP: a file's capabilities go by who is root.
+        needed = "give it CAP_SYS_ADMIN or CAP_SETFCAP, or run it as another user" if uid == 0 else "run it as root"
+        raise MountError(
+            f"no right to be user {uid} in a user namespace ({error.strerror}): {needed}", errno.EPERM
+        ) from error
+
+
 def furnish_dev(devices: Collection[str]) -> None:
     """Give this namespace a /dev of its own, with an empty directory binderfs and symbolic links to devices in it."""
+    try:
+        tempfile.gettempdir()
+    except FileNotFoundError as error:
+        raise MountError(
+            "there is no folder for temporary files that can be written to: name one in TMPDIR", errno.ENOENT
+        ) from error
     stage = Path(tempfile.mkdtemp(prefix="binderfs-dev-"))
     try:
         _furnish(stage, devices)

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
+from binderfs_fuse.command.program import absolute
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.settings import MAX_DEVICES, Settings
 
@@ -152,7 +153,7 @@ def _secctx(options: Options, value: str) -> Options:
 def _log(options: Options, value: str) -> Options:
     if not value:
         raise _bad("log", "it is empty")
-    return replace(options, log=value if value == "syslog" else str(Path(value).absolute()))
+    return replace(options, log=value if value == "syslog" else str(absolute(Path(value))))
 
 
 def _log_level(options: Options, value: str) -> Options:

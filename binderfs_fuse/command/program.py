@@ -1,6 +1,8 @@
 """What this program is called, and how it says things."""
 
+import errno
 import os
+import shlex
 import signal
 import sys
 from pathlib import Path
@@ -9,11 +11,42 @@ from typing import Final
 from binderfs_fuse.fuse.mounting import MountError
 
 _INSTALLED: Final = "binderfs-fuse"
+HELPERS: Final = ("mount.binder", "mount.fuse.binder")
+"""The names under which mount(8) runs us, which is where we are installed."""
 
 
 def program() -> str:
     """Return the name that the user knows it by, for messages that tell him what to type."""
-    return _INSTALLED if Path(sys.argv[0]).name == _INSTALLED else "mount.py"
+    return _INSTALLED if Path(sys.argv[0]).name in (_INSTALLED, *HELPERS) else "mount.py"
+
+
+def complain(text: object, name: str | None = None) -> None:
+    """Say in one line on standard error what is wrong, under the name that the program was called by."""
+    sys.stderr.write(printable(f"{name or program()}: {text}") + "\n")
+
+
+def failure(error: OSError) -> str:
+    """Say what a system call that nobody expected to fail says."""
+    return f"{error.strerror or error}" + (f": {os.fsdecode(error.filename)}" if error.filename else "")
+
+
+def quoted(path: Path) -> str:
+    """Quote a path for a command that somebody may paste into a shell."""
+    text = str(path)
+    if text.isprintable():
+        return shlex.quote(text)
+    # As bash, zsh and POSIX of 2024 have it.
+    escaped = text.replace("\\", r"\\").replace("'", r"\'")
+    return f"$'{printable(escaped)}'"
+
+
+def absolute(path: Path) -> Path:
+    """Return a path from the root on. Raises `MountError`."""
+    try:
+        return path.absolute()
+    except FileNotFoundError as error:
+        text = f"{path} is nowhere: the folder that this is run in has been deleted"
+        raise MountError(text, errno.ENOENT) from error
 
 
 def printable(text: str) -> str:

@@ -7,15 +7,15 @@ import errno
 import logging
 import os
 import resource
+import shlex
 import signal
 import socket
-import sys
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from binderfs_fuse.command import calls, namespace, seccomp
 from binderfs_fuse.command.mount import check
 from binderfs_fuse.command.options import base_options, parse
-from binderfs_fuse.command.program import program
+from binderfs_fuse.command.program import complain, program
 from binderfs_fuse.command.supervisor import Supervisor
 from binderfs_fuse.command.warden import Warden
 from binderfs_fuse.fuse import mounting
@@ -82,11 +82,11 @@ def _start(command: list[str], signals: calls.SignalQueue) -> tuple[Warden, int 
     with ours:
         message, descriptors, _, _ = socket.recv_fds(ours, 1024, 1)
         if message != _FILTERED:
-            sys.stderr.write(f"{program()} run: without help for NULL arguments and mount(2): {os.fsdecode(message)}\n")
+            complain(f"without help for NULL arguments and mount(2): {os.fsdecode(message)}", f"{program()} run")
         # Nothing more comes when the command has been executed: that closes the socket.
         failure = ours.recv(1024)
     if failure:
-        sys.stderr.write(f"{program()} run: {command[0]}: {os.strerror(int(failure))}\n")
+        complain(f"{shlex.quote(command[0])}: {os.strerror(int(failure))}", f"{program()} run")
     return warden, descriptors[0] if descriptors else None
 
 
@@ -108,6 +108,9 @@ def _become(command: list[str], supervisor: socket.socket, signals: calls.Signal
         else:
             socket.send_fds(supervisor, [_FILTERED], [listener])
             os.close(listener)
+        if not command[0]:
+            # Python takes that for a mistake of the program's.
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         os.execvp(command[0], command)  # noqa: S606 - the command is the user's
     except OSError as error:
         supervisor.send(str(error.errno).encode())

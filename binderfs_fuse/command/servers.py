@@ -12,7 +12,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from binderfs_fuse.command.program import program
+from binderfs_fuse.command.program import absolute, program
 from binderfs_fuse.fuse import control, mounting
 from binderfs_fuse.fuse.mounting import MountError
 
@@ -28,7 +28,7 @@ PATIENCE: Final = 2.0
 
 def resolve(mountpoint: Path) -> Path:
     """Return a path without symbolic links; of what is mounted there, nothing is asked, since it may not answer."""
-    place = mountpoint.absolute()
+    place = absolute(mountpoint)
     for _ in range(_MOST_LINKS):
         place = Path(os.path.realpath(place.parent), place.name) if place.name != ".." else place.resolve()
         try:

@@ -10,7 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
-from binderfs_fuse.command.program import program, say
+from binderfs_fuse.command.program import printable, program, quoted, say
 from binderfs_fuse.command.servers import ask_exactly, explain, is_death, is_elsewhere, whole_at
 from binderfs_fuse.command.snapshot import Process, parse_calls, parse_state
 from binderfs_fuse.fuse import mounting
@@ -142,14 +142,14 @@ _COLUMNS: Final = {
 
 def describe(report: dict[str, Any]) -> str:
     """Show a report to a person."""
+    place = printable(report["mountpoint"])
     if "error" in report:
-        place = report["mountpoint"]
-        advice = f"; `{program()} -u {place}` takes it away" if report["dead"] else ""
+        advice = f"; `{program()} -u {quoted(Path(report['mountpoint']))}` takes it away" if report["dead"] else ""
         return f"{place}: {report['error']}{advice}\n"
     uptime = dt.timedelta(seconds=int(report["uptime"]))
     rate = report["transactions_per_second"]
     lines = [
-        f"{report['mountpoint']}: served by process {report['pid']} for {uptime}, regions {report['region']}, "
+        f"{place}: served by process {report['pid']} for {uptime}, regions {report['region']}, "
         f"devices {' '.join(report['devices'] or ['?'])}, "
         + (f"{report['transactions']} transactions" if rate is None else f"{rate} transactions/s")
     ]

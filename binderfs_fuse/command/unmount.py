@@ -5,7 +5,7 @@ from __future__ import annotations
 import select
 from typing import TYPE_CHECKING, Final
 
-from binderfs_fuse.command.program import program
+from binderfs_fuse.command.program import program, quoted
 from binderfs_fuse.command.servers import hold, is_dead, ours_at
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.mounting import MountError
@@ -35,7 +35,7 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
         except BlockingIOError as error:
             raise MountError(
                 f"{mountpoint} is in use: end the programs that have something of it open, "
-                f"or take it away from under them with `{program()} -u -l {mountpoint}`"
+                f"or take it away from under them with `{program()} -u -l {quoted(mountpoint)}`"
             ) from error
         if there and not there.shows_root:
             return

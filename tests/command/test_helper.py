@@ -136,6 +136,13 @@ def test_what_fails_has_mounts_status(shell: Shell, arguments: str, said: str) -
     assert 32 == done.returncode
 
 
+def test_what_it_says_to_type_is_installed(shell: Shell) -> None:
+    """Whoever has mount.binder has binderfs-fuse, and not mount.py."""
+    done = shell.run("mount -t binder binder binderfs; /sbin/mount.binder binder binderfs || umount binderfs")
+
+    assert "unmount it first with `binderfs-fuse -u binderfs`\n" in done.stderr
+
+
 def test_a_dry_run_mounts_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     """Options are looked at all the same."""
     assert 0 == main(["/sbin/mount.binder", "binder", "/nowhere", "-f", "-n", "-s", "-v", "-o", "rw,max=8"])

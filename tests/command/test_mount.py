@@ -456,6 +456,65 @@ def test_limits_are_options(mount_binderfs: Callable[..., Mounted]) -> None:
         device.open("rb+", buffering=0)
 
 
+@pytest.mark.parametrize(
+    ("arguments", "name"),
+    [
+        (("folder",), "folder"),
+        ((".",), "."),
+        (("-u", "folder"), "folder"),
+        (("status", "folder"), "folder"),
+        (("graph", "folder"), "folder"),
+        (("-o", "log=file", "/nowhere"), "file"),
+    ],
+)
+def test_where_the_working_directory_is_gone(tmp_path: Path, arguments: tuple[str, ...], name: str) -> None:
+    """Nothing leads anywhere from there, and one line says so."""
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    command = ["sh", "-c", 'rmdir "$PWD" && exec "$@"', "sh", sys.executable, str(MOUNT), *arguments]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+
+    assert f"mount.py: {name} is nowhere: the folder that this is run in has been deleted\n" == done.stderr
+    assert 1 == done.returncode
+
+
+@pytest.mark.parametrize(
+    ("name", "shown", "quoted"),
+    [
+        ("a b", "a b", "'{}/a b'"),
+        ("it's", "it's", "'{}/it'\"'\"'s'"),
+        ("\udcff\n'", r"\xff\n'", r"$'{}/\xff\n\''"),
+    ],
+)
+def test_commands_to_type_are_quoted(tmp_path: Path, name: str, shown: str, quoted: str) -> None:
+    """What one is told to do can be pasted into a shell, and does what it says."""
+    path = tmp_path / name
+    said = refused(path)
+    command = f"mkdir -p {quoted.format(tmp_path)}"
+
+    assert f"{tmp_path}/{shown} does not exist: make it with `{command}`" == said
+
+    subprocess.run(["bash", "-c", command], check=True)
+
+    assert path.is_dir()
+
+
+def test_a_python_that_cannot_be_reached(tmp_path: Path) -> None:
+    """It is another user's, and the one who set it up has to choose another one."""
+    checkout = tmp_path / "checkout"
+    (checkout / ".venv/bin").mkdir(parents=True)
+    (checkout / "mount.py").write_bytes(MOUNT.read_bytes())
+    (tmp_path / "python").write_text("#!/bin/sh\n")
+    (checkout / ".venv/bin/python").symlink_to(tmp_path / "python")
+    done = subprocess.run(
+        [sys.executable, "-S", checkout / "mount.py", tmp_path], capture_output=True, text=True, check=False
+    )
+    reason = f"{tmp_path}/python cannot be executed by this user (Permission denied)"
+
+    assert f"mount.py: {reason}: set it up with a Python that all can reach (make setup PYTHON=...)\n" == done.stderr
+    assert 1 == done.returncode
+
+
 def test_what_is_not_mounted_cannot_be_unmounted(mountpoint: Path) -> None:
     """Nor what is of another type."""
     assert f"nothing is mounted at {mountpoint}: `mount.py status` lists what is" == refused("-u", mountpoint)

@@ -167,13 +167,21 @@ def test_it_ends_by_the_signal_that_the_command_ended_by(number: int) -> None:
     assert -number == run("sh", "-c", f"ulimit -c 0; kill -{number} $$").returncode
 
 
-@pytest.mark.parametrize(("command", "status"), [("no-such-command", 127), ("/etc/passwd", 126)])
-def test_what_cannot_be_executed_is_said(command: str, status: int) -> None:
+@pytest.mark.parametrize(
+    ("command", "shown", "status"),
+    [
+        ("no-such-command", "no-such-command", 127),
+        ("/etc/passwd", "/etc/passwd", 126),
+        ("", "''", 127),
+        ("a\nb", r"'a\nb'", 127),
+    ],
+)
+def test_what_cannot_be_executed_is_said(command: str, shown: str, status: int) -> None:
     """In one line, with the status that shells have for it."""
     done = run(command)
 
     assert status == done.returncode
-    assert done.stderr.startswith(f"mount.py run: {command}: ")
+    assert done.stderr.startswith(f"mount.py run: {shown}: ")
     assert 1 == done.stderr.count("\n")
 
 
@@ -285,6 +293,37 @@ def test_a_mount_that_fails_is_one_line() -> None:
 
     assert ("", 1) == (done.stdout, done.returncode)
     assert "mount.py: max=2 leaves no room for 3 devices\n" == done.stderr
+
+
+def test_without_a_folder_for_temporary_files_it_says_so() -> None:
+    """It needs one to put its /dev together in."""
+    close = "mount --bind $each $each && mount -o remount,bind,ro $each"
+    close = f"for each in /tmp /var/tmp /usr/tmp; do [ ! -d $each ] || {{ {close}; }}; done"
+    command = ["unshare", "--mount", "sh", "-c", f'{close}; cd /proc; exec "$@"', "sh", sys.executable]
+    done = subprocess.run(
+        [*command, str(MOUNT), "run", "true"],
+        env=os.environ | {"TMPDIR": ""},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+    assert (
+        "mount.py: there is no folder for temporary files that can be written to: name one in TMPDIR\n" == done.stderr
+    )
+    assert 1 == done.returncode
+
+
+def test_root_without_rights_is_told_what_it_takes() -> None:
+    """A user namespace in which root is root takes a right of its own."""
+    command = f"{sys.executable} {MOUNT} run true"
+    done = subprocess.run(
+        ["capsh", "--drop=cap_sys_admin,cap_setfcap", "--", "-c", command], capture_output=True, text=True, check=False
+    )
+
+    assert done.stderr.startswith("mount.py: no right to be user 0 in a user namespace (Operation not permitted): ")
+    assert "CAP_SETFCAP" in done.stderr
+    assert (1, 1) == (done.stderr.count("\n"), done.returncode)
 
 
 def test_in_a_chroot_that_is_no_mount_point_it_says_so(tmp_path: Path) -> None:
