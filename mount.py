@@ -27,9 +27,8 @@ def main() -> int:
         except OSError as error:
             place = os.path.realpath(python)
             reason = f"{place} cannot be executed by this user ({error.strerror})"
-            sys.stderr.write(
-                f"mount.py: {reason}: set it up with a Python that all can reach (make setup PYTHON=...)\n"
-            )
+            advice = "it has to be set up with one that all can reach (`make clean setup PYTHON=...`, then install)"
+            sys.stderr.write(f"mount.py: {reason}: {advice}\n")
             return 1
 
     from binderfs_fuse.command.main import main as command  # noqa: PLC0415 - it can only now be found

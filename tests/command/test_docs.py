@@ -79,7 +79,10 @@ def follow(documents: list[Block], folder: Path) -> list[str]:
         check=False,
     )
 
-    assert ("", 0) == (done.stderr, done.returncode)
+    # Where other users cannot reach this Python, installing says so.
+    complaints = [line for line in done.stderr.splitlines() if not line.startswith("tools/install: only root, or ")]
+
+    assert ([], 0) == (complaints, done.returncode)
 
     return done.stdout.split("=== block\n")[1:]
 

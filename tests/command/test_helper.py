@@ -63,6 +63,11 @@ class Shell:
         return done.stdout.splitlines()
 
 
+def said_of_this_python(line: str) -> bool:
+    """Tell whether this is what installing says where other users cannot reach this Python."""
+    return "tools/install: only root, or whoever it belongs to, can use what is installed" in line
+
+
 def test_mount_of_type_binder(shell: Shell) -> None:
     """It is mounted as the kernel's would be, logs and all; umount ends the server."""
     said = shell.lines("""
@@ -171,8 +176,54 @@ def test_installing_and_uninstalling(shell: Shell) -> None:
         helpers=False,
     )
 
-    assert "" == done.stderr
+    assert "" == "".join(line for line in done.stderr.splitlines() if not said_of_this_python(line))
     assert ["binder", "binder-control", "features", "hwbinder", "vndbinder"] == done.stdout.splitlines()
+
+
+def test_installing_for_a_package(shell: Shell) -> None:
+    """With DESTDIR nothing is written elsewhere, and it works once it is moved to where it belongs."""
+    done = shell.run(
+        f"""
+        mkdir usr
+        touch before
+        DESTDIR=stage PREFIX="$PWD/usr" {CHECKOUT}/tools/install
+        find prefix usr /sbin/ -newer before
+        ls stage
+        rmdir usr
+        mv "stage$PWD/usr" usr
+        mv stage/sbin/* /sbin
+        mount -t binder binder binderfs
+        ls -d binderfs/binder
+        usr/bin/binderfs-fuse -u binderfs
+        readlink usr/bin/binderfs-fuse /sbin/mount.binder
+        """,
+        helpers=False,
+    )
+    link = f"{shell.folder}/usr/lib/binderfs-fuse/mount.py"
+    complaints = [line for line in done.stderr.splitlines() if not said_of_this_python(line)]
+
+    assert [] == complaints
+    assert ["sbin", "tmp", "binderfs/binder", link, link] == done.stdout.splitlines()
+
+
+def test_installing_below_a_relative_folder(shell: Shell) -> None:
+    """Links lead there from wherever; and it is said if others than root cannot reach the Python that is used."""
+    done = shell.run(
+        f"""
+        PREFIX=prefix {CHECKOUT}/tools/install
+        cd /
+        "$FOLDER/prefix/bin/binderfs-fuse" --version
+        mount.binder --help >/dev/null
+        """,
+        helpers=False,
+    )
+
+    python = Path(sys.executable).resolve()
+    is_reached = all(path.stat().st_mode & 0o001 for path in (python, *python.parents))
+
+    assert done.stdout.startswith("binderfs-fuse ")
+    assert 0 == done.returncode
+    assert is_reached != any(map(said_of_this_python, done.stderr.splitlines()))
 
 
 def test_installing_takes_a_right(shell: Shell) -> None:
