@@ -32,8 +32,10 @@ _FLAGS: Final = {
 # fmt: off
 _WITHOUT_EFFECT: Final = frozenset((
     "defaults", "async", "atime", "diratime", "norelatime", "nostrictatime", "nolazytime", "silent", "loud",
+    "sync", "dirsync", "mand", "nomand", "iversion", "noiversion", "symfollow", "nosymfollow",
     "dev", "nodev", "suid", "nosuid", "exec", "noexec", "default_permissions",
-    "auto", "noauto", "user", "nouser", "users", "owner", "group", "nofail", "_netdev",
+    "auto", "noauto", "user", "nouser", "users", "nousers", "owner", "noowner", "group", "nogroup",
+    "nofail", "_netdev",
 ))
 # fmt: on
 # A remount is given what the mount table says.
@@ -113,9 +115,13 @@ def _mode(options: Options, value: str) -> Options:
     return _set(options, mode=int(value, 8))
 
 
+# The one above is nobody's at all, and says in system calls that there is none.
+_MOST_ID: Final = (1 << 32) - 2
+
+
 def _uid(options: Options, value: str) -> Options:
     if value.isdecimal():
-        return _set(options, uid=_u32("uid", value.lstrip("0") or "0"))
+        return _set(options, uid=_u32("uid", value.lstrip("0") or "0", _MOST_ID))
     try:
         return _set(options, uid=pwd.getpwnam(value).pw_uid)
     except KeyError:
@@ -124,7 +130,7 @@ def _uid(options: Options, value: str) -> Options:
 
 def _gid(options: Options, value: str) -> Options:
     if value.isdecimal():
-        return _set(options, gid=_u32("gid", value.lstrip("0") or "0"))
+        return _set(options, gid=_u32("gid", value.lstrip("0") or "0", _MOST_ID))
     try:
         return _set(options, gid=grp.getgrnam(value).gr_gid)
     except KeyError:

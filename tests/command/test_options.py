@@ -69,7 +69,18 @@ def test_an_unknown_name_is_said_in_the_kernels_words(text: str) -> None:
         parse([text], Options())
 
 
-@pytest.mark.parametrize("text", ["", ",", "defaults,nosuid", "x-systemd.automount,_netdev", "user_id=0,group_id=0"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        ",",
+        "defaults,nosuid",
+        "sync,dirsync,mand,iversion,nosymfollow",
+        "nomand,async,nousers",
+        "x-systemd.automount,_netdev",
+        "user_id=0,group_id=0",
+    ],
+)
 def test_what_any_mount_may_be_told_changes_nothing(text: str) -> None:
     """Options of mount(8), of fstab and of the mount table are accepted."""
     assert Options() == parse([text], Options())
@@ -99,6 +110,14 @@ def test_the_devices_attributes() -> None:
     settings = parse(["mode=0666,uid=1000,gid=root"], Options()).settings
 
     assert (0o666, 1000, 0) == (settings.mode, settings.uid, settings.gid)
+
+
+@pytest.mark.parametrize("option", ["uid", "gid"])
+def test_a_number_that_is_no_users(option: str) -> None:
+    """The last one there is says, in system calls, that there is none."""
+    assert 4294967294 == getattr(parse([f"{option}=4294967294"], Options()).settings, option)
+    with pytest.raises(OptionError, match=f"^Bad value for '{option}': it is a number up to 4294967294$"):
+        parse([f"{option}=4294967295"], Options())
 
 
 @pytest.mark.parametrize(("option", "what"), [("uid", "user"), ("gid", "group")])
