@@ -1,7 +1,8 @@
 """The server of one mount: engine, device plane, channel and tree put together, from /dev/fuse to the end of the mount.
 
 It ends when the mount does (umount, or the last user of a lazily unmounted one goes), or on SIGTERM, SIGINT and
-SIGHUP, when it unmounts lazily itself; clients that still have a device open then get ENOTCONN.
+SIGHUP, when it unmounts lazily itself; clients that still have a device open then get ENOTCONN, and those that wait in
+an ioctl of it ECONNABORTED.
 """
 
 from __future__ import annotations
