@@ -378,10 +378,11 @@ class World:
                 del self.engine.poll_ready[process]
                 self._wake_pollers(process, said)
         lines = []
-        for actor in self.actors.values():
-            if actor.name in said:
-                lines.append(f"{actor.name} goes on:")
-                lines += ["    " + line for line in said[actor.name]]
+        # In the order of the scenario, as the other player has them; `actors` is by process.
+        for name in self.scenario.actors:
+            if name in said:
+                lines.append(f"{name} goes on:")
+                lines += ["    " + line for line in said[name]]
         return lines
 
     def _wake_pollers(self, process: Process, said: dict[str, list[str]]) -> None:
