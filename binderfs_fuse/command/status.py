@@ -94,7 +94,8 @@ def _ask(places: Sequence[Mount]) -> tuple[Mount, dict[str, Any]] | None:
             failure = error
             if not is_elsewhere(error):
                 break
-    if mount.number not in (other.number for other in mounting.mounts()):
+    # Both, since the kernel soon gives a number to another mount.
+    if (mount.number, mount.mountpoint) not in ((other.number, other.mountpoint) for other in mounting.mounts()):
         return None
     report = {"mountpoint": str(mount.mountpoint), "source": mount.source}
     return mount, report | {"error": explain(failure), "dead": is_death(failure)}

@@ -227,10 +227,11 @@ class Supervisor:
             Path(f"/proc/{tid}/ns/user").open("rb", buffering=0) as space,
             _Helper(tid, _string(tid, target)) as helper,
         ):
+            may_mount = _may_mount(tid)
             if not waits():
                 return None
             # In the kernel's order: is the place there, may the caller, are the options right, is it a directory?
-            if not _may_mount(tid):
+            if not may_mount:
                 return -errno.EPERM
             if flags & _MS_NOUSER:
                 return -errno.EINVAL
@@ -241,7 +242,9 @@ class Supervisor:
             try:
                 self.adopt(connection, chosen, space.fileno())
             except BaseException:
-                helper.unmount()
+                # Somebody may have killed it.
+                with contextlib.suppress(OSError):
+                    helper.unmount()
                 raise
         return 0
 
@@ -256,16 +259,20 @@ class Supervisor:
         target, data = (_string(tid, notification.arguments[index]) for index in (1, 4))
         with contextlib.suppress(MountError), _Helper(tid, target) as helper:
             mount = helper.mount_there()
-            if mount is None or not mount.shows_root or mount.device not in self._served or not waits():
+            if mount is None or not mount.shows_root or mount.device not in self._served:
                 return None
-            if not _may_mount(tid):
+            may_mount = _may_mount(tid)
+            is_within = _is_within(self._served[mount.device].user_namespace, tid)
+            if not waits():
+                return None
+            if not may_mount:
                 return -errno.EPERM
             try:
                 said = os.fsdecode(data[: _PAGE - 1])
                 chosen, _ = options.parse_data(said, self._kernel_base(), ignored=options.OF_THE_TABLE)
             except MountError as error:
                 return -error.number
-            if not _is_within(self._served[mount.device].user_namespace, tid):
+            if not is_within:
                 return -errno.EPERM
             settings = chosen.settings
             read_only = settings.read_only or bool(flags & _MS_RDONLY)
@@ -280,7 +287,9 @@ class Supervisor:
     def _ask(self, device: int, kind: Kind, first: int, second: int, third: int, last: int) -> int:
         connection = self._served[device].socket
         connection.send(REQUEST.pack(kind, first, second, third, last))
-        error: int = ANSWER.unpack(connection.recv(ANSWER.size))[0]
+        answer = connection.recv(ANSWER.size)
+        # Where there is none, the server has just died.
+        error: int = ANSWER.unpack(answer)[0] if answer else -errno.ENOTCONN
         return error
 
 
@@ -338,7 +347,9 @@ class _Helper:
         # The path may lead through file systems whose servers do not answer.
         self._socket.settimeout(_PATIENCE)
         try:
-            error, uid, gid, self._place = self._socket.recv(2 * _PAGE).split(b" ", 3)
+            # It says nothing where it is killed.
+            answer = self._socket.recv(2 * _PAGE) or b"%d 0 0 " % errno.EIO
+            error, uid, gid, self._place = answer.split(b" ", 3)
             if int(error):
                 raise MountError("there is no such place", int(error))
         except BaseException:
