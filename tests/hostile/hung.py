@@ -1,7 +1,8 @@
 """A FUSE file system of one file that lets every read of it hang: ``python -m tests.hostile.hung MOUNTPOINT``.
 
-It says "mounted", and "read" for each READ that it leaves unanswered. When its standard input ends, so does it: all
-that hangs is then answered by the kernel with an error.
+It says "mounted", and "read" for each READ that it leaves unanswered. Once it is told "flush", it does the same with
+FLUSH, that is with the close of any descriptor, which not even SIGKILL ends; and says "flush" once when that holds, and
+for each. When its standard input ends, so does it: all that hangs is then answered by the kernel with an error.
 """
 
 import os
@@ -17,6 +18,7 @@ from binderfs_fuse.fuse import mounting
 NAME: Final = b"file"
 _SIZE: Final = 1 << 20
 _FILE: Final = 2
+_hangs: Final = {uapi.FUSE_READ: "read"}
 
 
 def _attributes(inode: int) -> tuple[int, ...]:
@@ -46,12 +48,12 @@ def _answer(opcode: int, inode: int, body: bytes) -> tuple[int, bytes] | None:
     if opcode in (uapi.FUSE_OPEN, uapi.FUSE_OPENDIR):
         # Or opening would wait for the pages that are being read.
         return 0, _pack(uapi.fuse_open_out, open_flags=uapi.FOPEN_KEEP_CACHE)
+    if opcode in _hangs:
+        _say(_hangs[opcode])
+        return None
     if opcode in (uapi.FUSE_RELEASE, uapi.FUSE_RELEASEDIR, uapi.FUSE_FLUSH):
         return 0, b""
     if opcode in (uapi.FUSE_FORGET, uapi.FUSE_BATCH_FORGET, uapi.FUSE_INTERRUPT):
-        return None
-    if opcode == uapi.FUSE_READ:
-        _say("read")
         return None
     return -38, b""
 
@@ -61,15 +63,17 @@ def _say(word: str) -> None:
     sys.stdout.flush()
 
 
-def _end_with_input() -> None:
-    sys.stdin.read()
+def _listen() -> None:
+    for _ in sys.stdin:
+        _hangs[uapi.FUSE_FLUSH] = "flush"
+        _say("flush")
     os._exit(0)
 
 
 def main(mountpoint: Path) -> None:
     """Mount, and serve for ever."""
     connection = mounting.connect("hung", mountpoint, allow_other=True)
-    threading.Thread(target=_end_with_input, daemon=True).start()
+    threading.Thread(target=_listen, daemon=True).start()
     _say("mounted")
     while True:
         message = os.read(connection.descriptor, 1 << 17)
