@@ -1,4 +1,4 @@
-"""Builds ``binderfs_fuse._ptrace`` from ``host/ptrace.c``; Python sees what ``host/ptrace.h`` declares."""
+"""Builds ``binderfs_fuse._ptrace`` from ``host/ptrace.c`` and ``keeper.c``; Python sees what their headers declare."""
 
 import runpy
 from pathlib import Path
@@ -11,12 +11,15 @@ HERE = Path(__file__).resolve().parent
 declarations = runpy.run_path(str(HERE / "_uapi_build.py"))["declarations"]
 
 ffibuilder = FFI()
-ffibuilder.cdef(declarations((HERE / "host" / "ptrace.h").read_text()))
+HEADERS = ("keeper.h", "ptrace.h")
+for name in HEADERS:
+    ffibuilder.cdef(declarations((HERE / "host" / name).read_text()))
 ffibuilder.set_source(
     "binderfs_fuse._ptrace",
-    '#include "ptrace.h"',
-    sources=["binderfs_fuse/host/ptrace.c"],
+    "\n".join(f'#include "{name}"' for name in HEADERS),
+    sources=["binderfs_fuse/host/keeper.c", "binderfs_fuse/host/ptrace.c"],
     include_dirs=["binderfs_fuse/host"],
-    depends=["binderfs_fuse/host/ptrace.h"],
+    depends=[f"binderfs_fuse/host/{name}" for name in HEADERS],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
+    libraries=["pthread"],
 )

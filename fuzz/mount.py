@@ -138,9 +138,10 @@ class _Installer:
         patch: Callable[[list[int]], int | None],
         failed: Callable[[int], int | None],
         closes: Sequence[int] = (),
+        user: int = 0,
     ) -> None:
         """See `host.files.FileInstaller.install`."""
-        del tid, closes
+        del tid, closes, user
 
         def run() -> None:
             kind = self._mount.choices.below(8)
@@ -155,7 +156,7 @@ class _Installer:
             else:
                 patch(list(range(3, 3 + len(files))))
             for file in files:
-                os.close(file.detach())
+                file.close()
 
         self._mount.crew.post(run)
 

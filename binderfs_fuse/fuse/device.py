@@ -565,12 +565,12 @@ class DevicePlane:
         return plain(lane.fields.unique, 0, opened.region.read(offset, size))
 
     def _flush_request(self, lane: Lane) -> Answer | None:
-        """Let the tree serve the close of a descriptor, but for one of this process's own.
+        """Let the tree serve the close of a descriptor, but for one of the keeper's.
 
         A client that passes its device on has us hold a descriptor of it for a while. The driver holds none, so that
         our close of it is to wake nobody.
         """
-        if tasks.is_own(lane.fields.tid):
+        if files.is_keeper(lane.fields.tid):
             return plain(lane.fields.unique, 0)
         self._channel.relay(lane)
         return None
@@ -1121,7 +1121,7 @@ class DevicePlane:
         if effect.fd > _INT_MAX:
             return -errno.EBADF
         self._clear_way(lane)
-        return files.get_file(call.task.tid, effect.fd)
+        return files.get_file(call.task.tid, effect.fd, call.task.euid)
 
     def _find_room(self, lane: Lane, call: Call, effect: FindRoom) -> int:
         self._clear_way(lane)

@@ -30,7 +30,7 @@ from binderfs_fuse.fuse.device import DevicePlane
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
 from binderfs_fuse.fuse.tree import Device, Tree
-from binderfs_fuse.host import privileges
+from binderfs_fuse.host import files, privileges
 
 if TYPE_CHECKING:
     import socket
@@ -71,6 +71,7 @@ def serve(
         # Threads have what their maker has: so before the first one.
         privileges.settle()
         privileges.drop()
+        _start_keeper(settings)
         if settings.seccomp and (reason := privileges.confine()):
             _log.warning("there is no filter of system calls: %s", reason)
         try:
@@ -80,6 +81,16 @@ def serve(
             pyfuse3.close(unmount=False)
     finally:
         mounting.disconnect(connection)
+
+
+def _start_keeper(settings: Settings) -> None:
+    """Start the process that holds clients' files: before there is a filter that forbids it."""
+    machine = os.uname().machine
+    confined = settings.seccomp and machine in privileges.MACHINES
+    try:
+        files.start_keeper(privileges.filter_program(machine) if confined else b"")
+    except OSError as error:
+        raise MountError(f"cannot start another process: {error.strerror}", error.errno or errno.EAGAIN) from error
 
 
 def _texts(

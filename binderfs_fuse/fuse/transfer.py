@@ -45,6 +45,7 @@ class Transfer:
             patch=self._patch,
             failed=self._failed,
             closes=self._outcome.closes,
+            user=self._call.task.euid,
         )
 
     def _reply(self) -> bool:

@@ -2,26 +2,31 @@
 
 Theory of operation
 -------------------
-A file comes out of its sender with `get_file`, and waits as a `File`. Into the receiver it goes by the receiver's own
-system calls, which `ptrace.c` makes it run on its way out of its ioctl. So a transfer is built around the reply: a
-tracer thread seizes the task, has the reply sent, waits for the task to stop, has it install the files, lets the
-numbers be written where they belong, and lets it go. No code of the task runs in between: to it, this is one ioctl.
+A file comes out of its sender with `get_file`, and waits as a `File`, which is a number in the *keeper*: a process that
+takes, holds, sends and closes the files of clients (`keeper.c`), so that a close that never ends cannot keep this one
+from dying, and its clients from knowing. Into the receiver it goes by the receiver's own system calls, which `ptrace.c`
+makes it run on its way out of its ioctl. So a transfer is built around the reply: a tracer thread seizes the task, has
+the reply sent, waits for the task to stop, has it install the files, lets the numbers be written where they belong, and
+lets it go. No code of the task runs in between: to it, this is one ioctl.
 
 What cannot be known before the reply, that the table of descriptors is full for instance, shows when it is too late
 to reply otherwise. Then the task, still stopped, is given another result, or made to make its ioctl again (`RESTART`);
 what the first reply stored in its memory can be replaced.
 
 ptrace knows threads, not processes: whoever seizes must do the rest. Tracer threads are started as needed, for one can
-be held up by a client that withholds memory which the kernel needs before the task can stop, and others must not wait
-for it. The same goes for closing: a close can be a request to another FUSE server, or to this one.
+be held up by a client that withholds memory which the kernel needs before the task can stop, or by the close of a file
+in it, and others must not wait for it.
 
 Invariants
 ----------
-- A `File` owns one descriptor, close-on-exec, and is closed exactly once.
-- Callbacks come with no lock held. `File.close` and `FileInstaller.install` wait for nothing, so any lock may be held.
+- No descriptor of a client's file is ever in this process.
+- A `File` owns one number in the keeper, and is given up exactly once.
+- Callbacks come with no lock held. `File.close` and `FileInstaller.install` wait for nothing that a client can delay:
+  any lock may be held.
 - A task stays seized only while its tracer is at it. A tracer that loses its task, or its way, ends, and with the
   thread the kernel takes back all that it held: no task stays stopped, no zombie is left, no exit status is kept from
   a parent.
+- A channel to the keeper is one thread's at a time.
 - Nothing in this process may wait for just any child (``waitpid(-1)``): it could take the tracers' news.
 
 PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request.
@@ -30,10 +35,10 @@ It is to be ignored: the request is being answered.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import logging
 import os
+import select
 import threading
 import warnings
 from dataclasses import dataclass
@@ -52,47 +57,135 @@ RESTART: Final = -514
 """A result that makes the task make its system call again, or have -EINTR where a signal handler runs first."""
 
 
+class _Keeper:
+    """The process that holds the files, and the channels to it that nobody uses just now."""
+
+    def __init__(self, filter_program: bytes) -> None:
+        """Start it, under that filter of system calls; raises `OSError`."""
+        pid = ffi.new("int *")
+        self._control: int = lib.keeper_start(filter_program, len(filter_program), pid)
+        if self._control < 0:
+            raise OSError(-self._control, os.strerror(-self._control))
+        self.pid: int = pid[0]
+        self._channels: list[int] = []
+        self._gone = False
+
+    def acquire(self) -> int:
+        """Return a channel for this thread alone, or a negative errno."""
+        try:
+            return self._channels.pop()
+        except IndexError:
+            channel: int = lib.keeper_open(self._control)
+            return channel if channel >= 0 else self._judge(channel)
+
+    def release(self, channel: int, result: int) -> int:
+        """Take a channel back after a call that returned `result`; return what that means."""
+        if result != -errno.EPIPE:
+            self._channels.append(channel)
+            return result
+        os.close(channel)
+        return self._judge(result)
+
+    def take(self, tid: int, fd: int, user: int) -> int:
+        """Take a reference to a task's descriptor; return its number, or a negative errno."""
+        channel = self.acquire()
+        if channel < 0:
+            return channel
+        return self.release(channel, lib.keeper_take(channel, tid, fd, user))
+
+    def give_up(self, numbers: Sequence[int]) -> None:
+        """Let files be closed."""
+        # Where the keeper is gone, so are they.
+        lib.keeper_close(self._control, numbers, len(numbers))
+
+    def _judge(self, error: int) -> int:
+        """Tell one channel that could not be had from a keeper that is no more."""
+        if error != -errno.EPIPE:
+            return error
+        poll = select.poll()
+        poll.register(self._control, 0)
+        if not poll.poll(0):
+            return -errno.EMFILE
+        if not self._gone:
+            self._gone = True
+            _log.error("process %d, which holds files for this one, is gone: none can be passed on", self.pid)
+        return -errno.EIO
+
+
+_keeper: _Keeper | None = None
+_keeper_guard = threading.Lock()
+
+
+def start_keeper(filter_program: bytes = b"") -> None:
+    """Start the process that is to hold files: before there are threads, and regions, which it would inherit.
+
+    `filter_program` is a filter of system calls for it, in classic BPF. Raises `OSError`. Where this is not called, the
+    keeper starts when it is first needed.
+    """
+    global _keeper  # noqa: PLW0603 - a process has one
+    _keeper = _Keeper(filter_program)
+
+
+def _keeper_of_all() -> _Keeper:
+    if _keeper is None:
+        with _keeper_guard:
+            if _keeper is None:
+                start_keeper()
+    assert _keeper is not None
+    return _keeper
+
+
+def keeper_pid() -> int:
+    """Return the process id of the keeper."""
+    return _keeper_of_all().pid
+
+
+def is_keeper(tid: int) -> bool:
+    """Tell whether a task is a thread of the keeper."""
+    return _keeper is not None and os.path.exists(f"/proc/{_keeper.pid}/task/{tid}")  # noqa: PTH110 - as in tasks
+
+
 class File:
-    """A reference to somebody's open file: a descriptor of this process, which it owns."""
+    """A reference to somebody's open file: a number in the keeper, which it owns."""
 
-    __slots__ = ("_fd",)
+    __slots__ = ("_number",)
 
-    def __init__(self, fd: int) -> None:
-        """Take over descriptor `fd`, which must be close-on-exec."""
-        self._fd = fd
+    def __init__(self, number: int) -> None:
+        """Take over that number."""
+        self._number = number
 
-    def fileno(self) -> int:
-        """Return the descriptor; raises ValueError after `close`."""
-        if self._fd < 0:
+    @property
+    def number(self) -> int:
+        """The number; raises ValueError after `close`."""
+        if self._number < 0:
             raise ValueError("the file is closed")
-        return self._fd
+        return self._number
 
     def close(self) -> None:
-        """Give the reference up, without waiting: another thread closes it. Raises ValueError the second time."""
-        fd = self.detach()
-        _closers.submit(lambda: _close(fd))
+        """Give the reference up, without waiting for its close. Raises ValueError the second time."""
+        _keeper_of_all().give_up([self.detach()])
 
     def detach(self) -> int:
-        """Return the descriptor, which from now on is the caller's; raises ValueError after `close`."""
-        fd = self.fileno()
-        self._fd = -1
-        return fd
+        """Return the number, which from now on is the caller's; raises ValueError after `close`."""
+        number = self.number
+        self._number = -1
+        return number
 
     def __del__(self) -> None:
         """Close what was forgotten, with a ResourceWarning."""
-        if self._fd >= 0:
-            warnings.warn(f"unclosed file {self._fd}", ResourceWarning, source=self, stacklevel=2)
+        if self._number >= 0:
+            warnings.warn(f"unclosed file {self._number}", ResourceWarning, source=self, stacklevel=2)
             self.close()
 
 
-def get_file(tid: int, fd: int) -> File | int:
-    """Return a reference to what descriptor `fd` is to task `tid`, or a negative errno.
+def get_file(tid: int, fd: int, user: int) -> File | int:
+    """Return a reference to what descriptor `fd` is to task `tid`, a thread of `user`, or a negative errno.
 
     -EBADF where the descriptor is not open, or is an O_PATH one, as in the kernel; -EPERM, with a line in the log,
-    where this process may not trace that task; -EMFILE where this process has too many descriptors; -ESRCH where the
-    task is gone.
+    where this process may not trace that task; -EMFILE where there are too many, or too many of that user that are not
+    closed yet; -ESRCH where the task is gone; -EIO, with a line in the log, where the keeper is.
     """
-    taken: int = lib.take_file(tid, fd)
+    taken = _keeper_of_all().take(tid, fd, user)
     if taken >= 0:
         return File(taken)
     if taken == -errno.EPERM:
@@ -116,10 +209,12 @@ class FileInstaller:
         patch: Callable[[list[int]], int | None],
         failed: Callable[[int], int | None],
         closes: Sequence[int] = (),
+        user: int = 0,
     ) -> None:
         """Close descriptors in task `tid`, then install files there, while a system call of it is being answered.
 
-        The task is blocked in that system call, and stays so until `reply`. Returns at once; a tracer thread then calls
+        The task, a thread of `user`, is blocked in that system call, and stays so until `reply`.
+        Returns at once; a tracer thread then calls
 
         `reply()`         answer the system call; False if it turns out that nobody waits for the answer
         `patch(numbers)`  all files are installed, close-on-exec, under these numbers, each the lowest that was free.
@@ -132,14 +227,15 @@ class FileInstaller:
         `RESTART`. It counts only where the task is stopped.
 
         Errors: -EPERM (traced by another already, or no right to) and -ENOSYS (no such machine) come before the reply;
-        after it -ECONNABORTED (`reply` said False), -ESRCH (the task is gone), -EMFILE (too few numbers are free),
-        -EOPNOTSUPP (a 32-bit task), -EFAULT (no stack), or what the task's system call filter says to socketpair or
-        recvmsg. What the user can mend is in the log, in one line.
+        after it -ECONNABORTED (`reply` said False), -ESRCH (the task is gone), -EMFILE (too few numbers are free,
+        or the user has too many files that are not closed yet), -EOPNOTSUPP (a 32-bit task), -EFAULT (no stack), -EIO
+        (the keeper is gone), -ENOTSOCK (another thread of the task meddles), or what the task's system call filter says
+        to socketpair or recvmsg. What the user can mend is in the log, in one line.
 
         `closes` are passed over where not open, and are not closed where the task could not be stopped. The files
         are taken over, and closed whatever comes of it. Raises RuntimeError after `close`.
         """
-        self._tracers.submit(_Transfer(tid, tuple(files), tuple(closes), reply, patch, failed))
+        self._tracers.submit(_Transfer(tid, user, tuple(files), tuple(closes), reply, patch, failed))
 
     def close_files(
         self,
@@ -161,6 +257,7 @@ class FileInstaller:
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     tid: int
+    user: int
     files: tuple[File, ...]
     closes: tuple[int, ...]
     reply: Callable[[], bool]
@@ -169,14 +266,16 @@ class _Transfer:
 
     def __call__(self) -> bool:
         """Run it; return whether this thread holds no task any more."""
+        kept = [file.detach() for file in self.files]
         try:
-            return self._run()
+            return self._run(kept)
         finally:
-            for file in self.files:
-                _close(file.detach())
+            if kept:
+                _keeper_of_all().give_up(kept)
 
-    def _run(self) -> bool:
-        tracee = ffi.new("struct tracee *")
+    def _run(self, kept: list[int]) -> bool:
+        """Run it; take out of `kept` which files are given up."""
+        tracee = ffi.new("struct tracee *", {"user": self.user})
         error = lib.tracee_seize(tracee, self.tid)
         if error != 0:
             self._explain(error, _seizing)
@@ -186,7 +285,7 @@ class _Transfer:
         error = lib.tracee_stopped(tracee)
         numbers: list[int] = []
         if error == 0 and replied:
-            error, numbers = self._exchange(tracee)
+            error, numbers = self._exchange(tracee, kept)
         elif not replied:
             error = -errno.ECONNABORTED
         if tracee.dead:
@@ -204,13 +303,19 @@ class _Transfer:
             lib.tracee_release(tracee)
         return not tracee.dead
 
-    def _exchange(self, tracee: ffi.CData) -> tuple[int, list[int]]:
+    def _exchange(self, tracee: ffi.CData, kept: list[int]) -> tuple[int, list[int]]:
         error = lib.tracee_close(tracee, self.closes, len(self.closes)) if self.closes else 0
-        if error != 0 or not self.files:
+        if error != 0 or not kept:
             return error, []
-        numbers = ffi.new("int[]", len(self.files))
-        error = lib.tracee_install(tracee, [file.fileno() for file in self.files], len(self.files), numbers)
-        return error, list(numbers)
+        keeper = _keeper_of_all()
+        channel = keeper.acquire()
+        if channel < 0:
+            return channel, []
+        numbers = ffi.new("int[]", len(kept))
+        sent = ffi.new("int *")
+        error = lib.tracee_install(tracee, channel, kept, len(kept), numbers, sent)
+        del kept[: sent[0]]
+        return keeper.release(channel, error), list(numbers)
 
     def _explain(self, error: int, reason: Callable[[int, int], str | None]) -> None:
         text = reason(self.tid, error)
@@ -230,7 +335,7 @@ def _seizing(tid: int, error: int) -> str | None:
 
 def _installing(_tid: int, error: int) -> str | None:
     """Say why a stopped task could not install files, where that is worth a line."""
-    if error in (-errno.ECONNABORTED, -errno.EMFILE):
+    if error in (-errno.ECONNABORTED, -errno.EMFILE, -errno.EIO):
         return None
     if error == -errno.EOPNOTSUPP:
         return "a 32-bit program, or one that makes system calls in an unknown way"
@@ -260,13 +365,6 @@ def _complain(line: str) -> None:
     if line != _last_complaint:
         _last_complaint = line
         _log.warning("%s", line)
-
-
-def _close(fd: int) -> bool:
-    # An error is about what was written before; the descriptor is gone all the same.
-    with contextlib.suppress(OSError):
-        os.close(fd)
-    return True
 
 
 class _Crew:
@@ -325,6 +423,3 @@ class _Crew:
                 if self._waiting:
                     self._waiting -= 1
                     self._start()
-
-
-_closers: Final = _Crew("closer", 64)

@@ -7,7 +7,7 @@
  * code of its own; other threads of its process run on. There it is given registers that make it run the `syscall`
  * instruction it came in by once more, for each of
  *
- *     socketpair (a, b);  we take a's other reference with pidfd_getfd and send the files into it with SCM_RIGHTS
+ *     socketpair (a, b);  the keeper takes a with pidfd_getfd, and sends the files into it with SCM_RIGHTS
  *     close (a);          the lowest free number is free again, for the first file
  *     recvmsg (b);        the kernel installs the files
  *     close (b)
@@ -37,6 +37,8 @@
 
 #include "ptrace.h"
 
+#include "keeper.h"
+
 #include <elf.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -52,63 +54,6 @@
 #include <sys/user.h>
 #include <sys/wait.h>
 #include <unistd.h>
-
-/* ---- open files of others ---- */
-
-/* Returns the thread group that a task belongs to, or a negative errno. */
-static int thread_group(int tid)
-{
-    char path[32], line[128];
-    int group = -ESRCH;
-    FILE *status;
-
-    snprintf(path, sizeof path, "/proc/%d/status", tid);
-    status = fopen(path, "re");
-    if (status == NULL)
-        return errno == ENOENT ? -ESRCH : -errno;
-    while (fgets(line, sizeof line, status) != NULL)
-        if (sscanf(line, "Tgid: %d", &group) == 1)
-            break;
-    fclose(status);
-    return group;
-}
-
-/* Returns a pidfd whose descriptor table is the task's own, or a negative errno. */
-static int open_task(int tid)
-{
-    const int pidfd_thread = O_EXCL;
-    const int kcmp_files = 2;
-    int group, pidfd = (int)syscall(SYS_pidfd_open, tid, pidfd_thread);
-
-    if (pidfd >= 0 || errno != EINVAL)
-        return pidfd >= 0 ? pidfd : -errno;
-    /* Before Linux 6.9 only the group's leader can be had, which does for as long as the thread shares its table. */
-    group = thread_group(tid);
-    if (group < 0)
-        return group;
-    if (group != tid && syscall(SYS_kcmp, tid, group, kcmp_files, 0, 0) > 0)
-        return -EOPNOTSUPP;
-    pidfd = (int)syscall(SYS_pidfd_open, group, 0);
-    return pidfd >= 0 ? pidfd : -errno;
-}
-
-int take_file(int tid, int fd)
-{
-    int file, pidfd = open_task(tid);
-
-    if (pidfd < 0)
-        return pidfd;
-    file = (int)syscall(SYS_pidfd_getfd, pidfd, fd, 0);
-    if (file < 0)
-        file = -errno;
-    close(pidfd);
-    /* The driver takes a file with fget(), which does not know O_PATH descriptors; pidfd_getfd does. */
-    if (file >= 0 && fcntl(file, F_GETFL) & O_PATH) {
-        close(file);
-        return -EBADF;
-    }
-    return file;
-}
 
 /* ---- machines ---- */
 
@@ -354,7 +299,7 @@ int tracee_release(struct tracee *tracee)
 /* ---- the transfer ---- */
 
 #define RED_ZONE 128
-#define BATCH 32 /* SCM_MAX_FD is 253, but the stack may be small */
+#define BATCH KEEPER_BATCH
 
 /* What lies below the task's red zone meanwhile. */
 struct scratch {
@@ -424,49 +369,55 @@ static long inject_with_room(struct tracee *tracee, struct room *room, long numb
     return inject(tracee, number, a, b, c, d);
 }
 
-/*
- * Makes a socket pair in the task. One end stays there, as `receiver`, out of the way of `count` files; the other is
- * ours and returned, or a negative errno. A table that has room for just the files has it for the pair too.
- */
-static int open_channel(struct tracee *tracee, uint64_t scratch, int count, int *receiver)
+/* What a task is to get, and where from. */
+struct delivery {
+    int channel; /* to the keeper */
+    int socket;  /* the keeper's end of the task's pair; -1: not there */
+    const int *files;
+    int count;
+    int sent;
+};
+
+/* Has the keeper send the next batch of files, at first into what `fd` is to the task. */
+static int send_batch(struct tracee *tracee, struct delivery *delivery, int fd)
 {
-    struct room room = {.count = count + 8};
-    int pair[2], sender;
+    int left = delivery->count - delivery->sent, batch = left < BATCH ? left : BATCH, more = left > batch;
+    int result = keeper_send(delivery->channel, tracee->tid, fd, delivery->socket, tracee->user,
+                             delivery->files + delivery->sent, batch, more);
+
+    /* They are given up, whatever came of it. */
+    delivery->sent += batch;
+    delivery->socket = more && result >= 0 ? result : -1;
+    return result < 0 ? result : 0;
+}
+
+/*
+ * Makes a socket pair in the task, one end of which the keeper takes, and sends the first files into it. The other end
+ * stays there, as `receiver`, out of the way of the files. A table that has room for just the files has it for the pair
+ * too. Returns 0 or a negative errno, with nothing left in the task.
+ */
+static int open_channel(struct tracee *tracee, uint64_t scratch, struct delivery *delivery, int *receiver)
+{
+    struct room room = {.count = delivery->count + 8};
+    int pair[2], count = delivery->count;
     long result = inject_with_room(tracee, &room, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch);
 
     if (result == 0)
         result = peek(tracee, scratch, pair, sizeof pair);
     if (result == 0) {
-        result = sender = take_file(tracee->tid, pair[0]);
+        result = send_batch(tracee, delivery, pair[0]);
         *receiver = pair[1];
-        if (sender >= 0 && count > 1) {
+        if (result == 0 && count > 1) {
             result = inject_with_room(tracee, &room, SYS_fcntl, pair[1], F_DUPFD_CLOEXEC, (uint64_t)pair[1] + count, 0);
             *receiver = (int)result;
         }
         inject(tracee, SYS_close, pair[0], 0, 0, 0);
-        if (*receiver != pair[1] || sender < 0)
+        if (*receiver != pair[1] || result < 0)
             inject(tracee, SYS_close, pair[1], 0, 0, 0);
-        if (sender >= 0 && result >= 0)
-            result = sender;
-        else if (sender >= 0)
-            close(sender);
     }
     if (room.made)
         prlimit(tracee->tid, RLIMIT_NOFILE, &room.limit, NULL);
-    return (int)result;
-}
-
-/* Sends open files, as one message without data. */
-static int send_files(int sender, const int *files, int count)
-{
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(BATCH * sizeof(int))];
-    } control = {.header = {CMSG_LEN(count * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
-    struct msghdr message = {.msg_control = &control, .msg_controllen = control.header.cmsg_len};
-
-    memcpy(CMSG_DATA(&control.header), files, count * sizeof(int));
-    return sendmsg(sender, &message, MSG_DONTWAIT | MSG_NOSIGNAL) == 0 ? 0 : -errno;
+    return result < 0 ? (int)result : 0;
 }
 
 /* Makes the task receive one message; returns how many files the kernel installed, their numbers in `numbers`. */
@@ -494,38 +445,39 @@ static int receive_files(struct tracee *tracee, uint64_t at, int receiver, int c
     return result;
 }
 
-int tracee_install(struct tracee *tracee, const int *files, int count, int *numbers)
+int tracee_install(struct tracee *tracee, int channel, const int *files, int count, int *numbers, int *sent)
 {
+    struct delivery delivery = {.channel = channel, .socket = -1, .files = files, .count = count};
     uint64_t at = scratch_address(tracee);
     struct scratch saved;
-    int receiver = -1, sender, installed = 0, result = 0;
+    int receiver = -1, installed = 0, result;
 
     /* A stack that has yet to grow this far holds zeros there; the task's own write of the pair makes it grow. */
     memset(&saved, 0, sizeof saved);
     peek(tracee, at, &saved, sizeof saved);
-    sender = open_channel(tracee, at, count, &receiver);
-    if (sender < 0) {
-        result = sender;
-        goto restore;
-    }
-    while (installed < count) {
-        int batch = count - installed < BATCH ? count - installed : BATCH;
+    result = open_channel(tracee, at, &delivery, &receiver);
+    if (result == 0) {
+        for (;;) {
+            int batch = delivery.sent - installed;
 
-        result = send_files(sender, files + installed, batch);
-        if (result == 0)
             result = receive_files(tracee, at, receiver, batch, numbers + installed);
-        if (result > 0)
-            installed += result;
-        if (result != batch)
-            break;
+            if (result > 0)
+                installed += result;
+            if (result != batch || installed == count)
+                break;
+            result = send_batch(tracee, &delivery, -1);
+            if (result < 0)
+                break;
+        }
+        inject(tracee, SYS_close, receiver, 0, 0, 0);
+        if (installed < count) {
+            tracee_close(tracee, numbers, installed);
+            result = result < 0 ? result : -EMFILE;
+        }
     }
-    close(sender);
-    inject(tracee, SYS_close, receiver, 0, 0, 0);
-    if (installed < count) {
-        tracee_close(tracee, numbers, installed);
-        result = result < 0 ? result : -EMFILE;
-    }
-restore:
+    if (delivery.socket >= 0)
+        keeper_send(channel, tracee->tid, -1, delivery.socket, tracee->user, NULL, 0, 0);
+    *sent = delivery.sent;
     poke(tracee, at, &saved, sizeof saved);
     /* What failed may have failed because the task died. */
     if (tracee->dead || (result < 0 && set_registers(tracee, tracee->registers) != 0))

@@ -1,13 +1,16 @@
+import contextlib
 import ctypes
 import errno
 import fcntl
 import os
 import platform
 import resource
+import select
 import signal
 import socket
 import stat
 import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -19,7 +22,8 @@ from typing import Any
 import pytest
 
 from binderfs_fuse._ptrace import ffi, lib
-from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file
+from binderfs_fuse.host import files as host_files
+from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, is_keeper, keeper_pid
 from tests.conftest import LogWatch
 from tests.host.parking import Parked, ParkingDevice
 
@@ -127,7 +131,17 @@ def _join(name: str) -> None:
 
 def duplicate(fd: int) -> File:
     """Return another reference to one's own open file."""
-    return File(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 0))
+    file = get_file(os.getpid(), fd, 0)
+
+    assert isinstance(file, File)
+    return file
+
+
+def moved(fd: int) -> File:
+    """Return a reference to one's own open file in place of the descriptor."""
+    file = duplicate(fd)
+    os.close(fd)
+    return file
 
 
 def nothing(*_: Any) -> None:
@@ -168,16 +182,51 @@ def own_descriptors() -> set[Path]:
     return set(Path("/proc/self/fd").iterdir())
 
 
-def same_file(pid: int, fd: int, own: int) -> bool:
-    """Tell whether a descriptor there and one here are the same open file."""
-    result: int = LIBC.syscall(KCMP, os.getpid(), pid, 0, own, fd)
+def kept() -> int:
+    """Return how many descriptors the keeper has open."""
+    return len(list(Path(f"/proc/{keeper_pid()}/fd").iterdir()))
+
+
+def until(condition: Callable[[], object]) -> None:
+    """Wait for something that nobody announces."""
+    never = threading.Event()
+    while not condition():
+        never.wait(0.001)
+
+
+def same_file(pid: int, fd: int, own: int, owner: int | None = None) -> bool:
+    """Tell whether a descriptor there and one here, or in another process, are the same open file."""
+    result: int = LIBC.syscall(KCMP, owner or os.getpid(), pid, 0, own, fd)
     return result == 0
+
+
+@contextlib.contextmanager
+def channel() -> Iterator[int]:
+    """Have a channel to the keeper to oneself."""
+    keeper = host_files._keeper_of_all()
+    acquired = keeper.acquire()
+
+    assert acquired >= 0
+    yield acquired
+    keeper.release(acquired, 0)
 
 
 def in_thread(work: Callable[[], None]) -> None:
     """Run something in a thread that ends afterwards."""
     with ThreadPoolExecutor(1) as pool:
         pool.submit(work).result()
+
+
+@pytest.fixture
+def another_keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have files taken by a keeper that is started, by the thread that first takes one, for this test alone."""
+    monkeypatch.setattr(host_files, "_keeper", None)
+    yield
+    keeper = host_files._keeper
+    assert keeper is not None
+    for fd in (keeper._control, *keeper._channels):
+        os.close(fd)
+    os.waitpid(keeper.pid, 0)
 
 
 def without_capability(capability: int, work: Callable[[], None]) -> None:
@@ -198,14 +247,13 @@ def without_capability(capability: int, work: Callable[[], None]) -> None:
 
 
 def test_a_taken_file_is_the_same_open_file(device: ParkingDevice, start: Callable[..., Client]) -> None:
-    """What `get_file` returns shares its offset with the client's descriptor, and is close-on-exec."""
+    """What `get_file` returns shares its offset with the client's descriptor."""
     client = start()
     parked = device.parked.get()
-    file = get_file(parked.tid, 1)
+    file = get_file(parked.tid, 1, 0)
 
     assert isinstance(file, File)
-    assert same_file(client.pid, 1, file.fileno())
-    assert not os.get_inheritable(file.fileno())
+    assert same_file(client.pid, 1, file.number, keeper_pid())
     file.close()
 
 
@@ -213,14 +261,14 @@ def test_a_number_that_is_not_open_is_not_taken(device: ParkingDevice, start: Ca
     """A closed descriptor's number gives EBADF."""
     start()
 
-    assert -errno.EBADF == get_file(device.parked.get().tid, 77)
+    assert -errno.EBADF == get_file(device.parked.get().tid, 77, 0)
 
 
 def test_a_path_only_descriptor_is_not_taken() -> None:
     """An O_PATH descriptor gives EBADF, as it does in the kernel's driver."""
     fd = os.open("/", os.O_PATH)
 
-    assert -errno.EBADF == get_file(os.getpid(), fd)
+    assert -errno.EBADF == get_file(os.getpid(), fd, 0)
     os.close(fd)
 
 
@@ -229,20 +277,21 @@ def test_nothing_is_taken_from_a_task_that_is_gone() -> None:
     process = subprocess.Popen(["true"])
     process.wait()
 
-    assert -errno.ESRCH == get_file(process.pid, 0)
+    assert -errno.ESRCH == get_file(process.pid, 0, 0)
 
 
 def test_a_file_is_taken_from_the_table_of_the_thread(device: ParkingDevice, start: Callable[..., Client]) -> None:
     """A thread that has unshared its descriptors, and closed one, does not have that of its process."""
     client = start("unshared")
     parked = device.parked.get()
-    taken = get_file(client.pid, 9)
+    taken = get_file(client.pid, 9, 0)
 
-    assert -errno.EBADF == get_file(parked.tid, 9)
+    assert -errno.EBADF == get_file(parked.tid, 9, 0)
     assert isinstance(taken, File)
     taken.close()
 
 
+@pytest.mark.usefixtures("another_keeper")
 def test_without_the_right_nothing_is_taken(
     device: ParkingDevice, start: Callable[..., Client], logs: LogWatch
 ) -> None:
@@ -251,7 +300,7 @@ def test_without_the_right_nothing_is_taken(
     parked = device.parked.get()
     logs.expect(rf"cannot take a file descriptor from task {parked.tid} \(dynamic\): no right to trace it")
     taken: list[File | int] = []
-    without_capability(CAP_SYS_PTRACE, lambda: taken.append(get_file(parked.tid, 1)))
+    without_capability(CAP_SYS_PTRACE, lambda: taken.append(get_file(parked.tid, 1, 0)))
 
     assert [-errno.EPERM] == taken
 
@@ -259,7 +308,7 @@ def test_without_the_right_nothing_is_taken(
 def test_a_file_is_closed_once() -> None:
     """Closing gives the descriptor back, and a second time is an error."""
     read, write = os.pipe()
-    file = File(write)
+    file = moved(write)
     file.close()
 
     assert b"" == os.read(read, 1)  # the end: the only writer is gone
@@ -271,11 +320,86 @@ def test_a_file_is_closed_once() -> None:
 def test_a_forgotten_file_is_closed_and_named() -> None:
     """A file that nobody closed is closed when it is collected, with a warning."""
     read, write = os.pipe()
-    with pytest.warns(ResourceWarning, match=f"unclosed file {write}"):
-        File(write)
+    with pytest.warns(ResourceWarning, match=r"unclosed file \d+"):
+        moved(write)
 
     assert b"" == os.read(read, 1)
     os.close(read)
+
+
+def test_no_file_of_a_client_is_in_this_process() -> None:
+    """A file that was taken is held by another process alone."""
+    read, write = os.pipe()
+    file = duplicate(write)
+    here = [fd for fd in own_descriptors() if fd.exists() and fd.stat().st_ino == os.fstat(read).st_ino]
+    file.close()
+    os.close(read)
+    os.close(write)
+
+    assert {f"/proc/self/fd/{fd}" for fd in (read, write)} == {str(fd) for fd in here}
+
+
+def test_only_threads_of_the_keeper_are_the_keeper() -> None:
+    """Its first thread and those of its channels are, this process's are not."""
+    duplicate(0).close()
+    threads = [int(task.name) for task in Path(f"/proc/{keeper_pid()}/task").iterdir()]
+
+    assert len(threads) > 1
+    assert all(is_keeper(tid) for tid in threads)
+    assert not is_keeper(os.getpid())
+
+
+@pytest.mark.usefixtures("another_keeper")
+def test_without_a_keeper_nothing_is_taken(logs: LogWatch) -> None:
+    """When the process that holds files is killed, taking one is an error, and one line in the log."""
+    file = duplicate(0)
+    pid = keeper_pid()
+    logs.expect(f"process {pid}, which holds files for this one, is gone")
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: isinstance(get_file(os.getpid(), 0, 0), int))
+
+    assert -errno.EIO == get_file(os.getpid(), 0, 0)
+    file.close()
+
+
+def test_a_keeper_ends_with_its_process() -> None:
+    """A killed process's files are closed, and who held them is gone."""
+    read, write = os.pipe()
+    program = f"""
+import os
+from binderfs_fuse.host import files
+file = files.get_file(os.getpid(), {write}, 0)
+os.close({write})
+print(files.keeper_pid(), flush=True)
+os.read(0, 1)
+"""
+    command = [sys.executable, "-c", program]
+    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, pass_fds=[write])
+    os.close(write)
+    assert process.stdout
+    keeper = os.pidfd_open(int(process.stdout.readline()))
+    process.kill()
+    select.select([keeper], [], [])
+
+    assert b"" == os.read(read, 1)
+    process.communicate()
+    os.close(keeper)
+    os.close(read)
+
+
+@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
+@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
+def test_files_are_sent_by_one_kind_of_socket(family: socket.AddressFamily, kind: socket.SocketKind) -> None:
+    """Where another thread of a client puts another number for the socket pair's, nothing is sent into that."""
+    pair = [socket.socket(family, kind)] if family == socket.AF_INET else list(socket.socketpair(family, kind))
+    with channel() as to_keeper:
+        files = [duplicate(0).detach()]
+        error = lib.keeper_send(to_keeper, os.getpid(), pair[0].fileno(), -1, 0, files, 1, 0)
+    expected = 0 if (family, kind) == (socket.AF_UNIX, socket.SOCK_DGRAM) else -errno.ENOTSOCK
+
+    assert expected == min(error, 0)
+    for end in pair:
+        end.close()
 
 
 # ---- installing files ----
@@ -443,7 +567,7 @@ def test_a_thousand_transfers_leave_nothing_behind(
     """No side has a descriptor more than it should."""
     client = start()
     parked = device.parked.get()
-    before, own = client.descriptors(), own_descriptors()
+    before, own, held = client.descriptors(), own_descriptors(), kept()
     numbers: list[int] = []
     for _ in range(1000):
         outcome = install(installer, parked, [duplicate(0)], closes=tuple(numbers))
@@ -456,6 +580,7 @@ def test_a_thousand_transfers_leave_nothing_behind(
     installer.close()
     _join("binderfs tracer")
     assert own == own_descriptors()
+    until(lambda: held == kept())
 
 
 def test_record_locks_survive(
@@ -612,10 +737,13 @@ class Tracing:
         parked.reply(7)
         assert lib.tracee_stopped(self.tracee) == 0
 
-    def install(self, *files: int) -> list[int] | int:
+    def install(self, *fds: int) -> list[int] | int:
         """Install copies of one's own descriptors."""
+        files = [duplicate(fd).detach() for fd in fds]
         numbers = ffi.new("int[]", len(files))
-        error: int = lib.tracee_install(self.tracee, files, len(files), numbers)
+        sent = ffi.new("int *")
+        with channel() as to_keeper:
+            error: int = lib.tracee_install(self.tracee, to_keeper, files, len(files), numbers, sent)
         return error or list(numbers)
 
     def release(self) -> int:
@@ -914,7 +1042,8 @@ def test_a_client_that_dies_in_the_midst_leaks_nothing(
     words: tuple[str, ...], device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller
 ) -> None:
     """A client that ends itself on the arrival of its first file leaves the server as it was, and free for others."""
-    own = own_descriptors()
+    duplicate(0).close()
+    own, held = own_descriptors(), kept()
     for _ in range(20):
         client = start("end", "4", *words)
         files = [duplicate(0) for _ in range(300)]
@@ -927,6 +1056,7 @@ def test_a_client_that_dies_in_the_midst_leaks_nothing(
     installer.close()
     _join("binderfs tracer")
     assert own == own_descriptors()
+    until(lambda: kept() <= held)
 
 
 # ---- tracers ----
@@ -989,7 +1119,7 @@ def test_an_exception_in_a_callback_frees_the_client(
     def patch(_numbers: list[int]) -> None:
         raise LookupError
 
-    installer.install(parked.tid, [File(write)], reply=lambda: parked.reply(7), patch=patch, failed=nothing)
+    installer.install(parked.tid, [moved(write)], reply=lambda: parked.reply(7), patch=patch, failed=nothing)
 
     assert client.line() == "0 7"
     again = device.parked.get()

@@ -1,5 +1,6 @@
 """Mounts, and processes that do what a test tells them."""
 
+import contextlib
 import subprocess
 import threading
 from collections.abc import Callable, Iterator
@@ -80,6 +81,16 @@ def threads_of(pid: int) -> int:
 def descriptors_of(pid: int) -> int:
     """Return how many descriptors a process has open."""
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
+
+
+def keeper_of(server: int) -> int:
+    """Return the process that holds files for a server: its only child."""
+    parents = {}
+    for process in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
+    (keeper,) = (pid for pid, parent in parents.items() if parent == server)
+    return keeper
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,151 @@
+"""Files that cannot be closed, and those who pass them on: they hold up nobody but themselves."""
+
+import os
+import re
+import select
+import signal
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from binderfs_fuse._ptrace import lib
+from tests.hostile.conftest import Actor, descriptors_of, keeper_of, until
+from tests.hostile.test_blocking import hung, others_go_on
+from tests.hostile.test_faults import ENDED
+from tests.mounts import Mounted, mount_py
+
+__all__ = ["hung"]
+
+Start = Callable[..., Actor]
+Mount = Callable[..., Mounted]
+Hung = tuple[Path, subprocess.Popen[str]]
+
+GIVEN = "BR_TRANSACTION_COMPLETE"
+CAP_SYS_PTRACE = 19
+
+
+def hang_closes(server: subprocess.Popen[str]) -> None:
+    """Have the file system hang that a descriptor of its file is closed on."""
+    assert server.stdin is not None
+    assert server.stdout is not None
+    server.stdin.write("flush\n")
+    server.stdin.flush()
+
+    assert "flush\n" == server.stdout.readline()
+
+
+def wait_for_end(*pidfds: int) -> None:
+    """Wait until processes have ended."""
+    for pidfd in pidfds:
+        select.select([pidfd], [], [])
+        os.close(pidfd)
+
+
+@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+def test_server_killed_while_a_file_cannot_be_closed(
+    options: tuple[str, ...], mount_binderfs: Mount, actor: Start, hung: Hung
+) -> None:
+    """A server that is killed while a client's file system holds up a close dies, and its clients get an error."""
+    file, server = hung
+    assert server.stdin is not None
+    assert server.stdout is not None
+    mounted = mount_binderfs(*options)
+    service = actor(mounted, "open", "manager")
+    giving = actor(mounted, "open", wrapper=("sh", "-c", f'exec "$@" 7<"{file}"', "sh"))
+    waiting = actor(mounted, "open")
+    hang_closes(server)
+    assert GIVEN == giving.do("give 7")
+    service.tell("take")
+    # Who received it reads from it, and what passed it on closes it.
+    assert ["flush\n", "read\n"] == sorted(server.stdout.readline() for _ in range(2))
+    waiting.tell("call 1")
+    pids = mounted.server, keeper_of(mounted.server)
+    processes = [os.pidfd_open(pid) for pid in pids]
+    os.kill(pids[0], signal.SIGKILL)
+    said = waiting.line().split(" ")[1]
+    late = actor(mounted).do("open")
+    wait_for_end(processes[0])
+    server.stdin.close()
+    wait_for_end(processes[1])
+    remounted = mount_py(mounted.path, "-o", f"log={mounted.log}")
+
+    assert said in ENDED
+    assert late in ENDED
+    assert ("", 0) == (remounted.stderr, remounted.returncode)
+
+
+def test_files_that_cannot_be_closed(mounted: Mounted, actor: Start, hung: Hung) -> None:
+    """Who passes on many of them can pass on no more until they are closed; others can."""
+    file, server = hung
+    assert server.stdin is not None
+    (mounted.path / "binder").chmod(0o666)
+    (mounted.path / "hwbinder").chmod(0o666)
+    service = actor(mounted, "open", "manager")
+    sink = actor(mounted, "open", "manager", device="hwbinder")
+    wrapper = ("sh", "-c", f'exec "$@" 7<"{file}"', "sh")
+    flooding = actor(mounted, "as 1000", "open", device="hwbinder", wrapper=wrapper)
+    related = actor(mounted, "as 1000", "open")
+    client = actor(mounted, "open")
+    hang_closes(server)
+    for _ in range(lib.KEEPER_USER_CLOSERS + lib.KEEPER_USER_UNCLOSED):
+        assert GIVEN == flooding.do("give 7")
+    assert GIVEN == related.do("give pipe")
+    assert "1 hello" == service.do("take")
+    sink.kill()
+    until(lambda: related.do("give pipe") == "BR_FAILED_REPLY -24" or service.do("take") != "1 hello")
+    keeper = keeper_of(mounted.server)
+    held = descriptors_of(keeper)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+    until(lambda: descriptors_of(keeper) <= held)
+    refused = related.do("give pipe")
+    server.stdin.close()
+    until(lambda: related.do("give pipe") == GIVEN)
+
+    assert "BR_FAILED_REPLY -24" == refused
+    assert "1 hello" == service.do("take")
+    service.tell("serve 0")
+    others_go_on(mounted, actor)
+
+
+@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Mount, actor: Start) -> None:
+    """What holds files has one capability, can get no other, and has no descriptor of the server, or who started it."""
+    mounted = mount_binderfs("mode=666", *options)
+    service = actor(mounted, "open", "manager")
+    assert GIVEN == actor(mounted, "as 1000", "open").do("give pipe")
+    assert "1 hello" == service.do("take")
+    keeper = keeper_of(mounted.server)
+    until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == 5)
+    links = sorted(re.sub(r"\d+", "", str(link.readlink())) for link in Path(f"/proc/{keeper}/fd").iterdir())
+    for task in Path(f"/proc/{keeper}/task").iterdir():
+        status = dict(re.findall(r"^(\w+):\s*(.*)$", (task / "status").read_text(), re.MULTILINE))
+        only = f"{1 << CAP_SYS_PTRACE:016x}"
+
+        assert [only, only] == [status[name] for name in ("CapPrm", "CapEff")]
+        assert ["0" * 16, "0" * 16] == [status[name] for name in ("CapInh", "CapAmb")]
+        assert "1" == status["NoNewPrivs"]
+        assert ("2" if options else "0") == status["Seccomp"]
+    assert [*["/dev/null"] * 3, *["socket:[]"] * 2] == links
+
+
+def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -> None:
+    """A client's own device, passed on and dropped on the way, is closed without its threads' being told to return."""
+    keeper = keeper_of(mounted.server)
+    sink = actor(mounted, "open", "manager")
+    client = actor(mounted, "open")
+    device = next(fd.name for fd in Path(f"/proc/{client.pid}/fd").iterdir() if fd.readlink().name == "binder")
+    before = descriptors_of(keeper)
+    assert GIVEN == client.do(f"give {device}")
+    until(lambda: descriptors_of(keeper) > before)
+    held = descriptors_of(keeper)
+    sink.kill()
+    until(lambda: descriptors_of(keeper) < held)
+
+    state = (mounted.path / "binder_logs/state").read_text()
+    assert f"proc {client.pid}\n" in state
+    assert "need_return 0" in state
+    assert "need_return 1" not in state
