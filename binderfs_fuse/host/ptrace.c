@@ -344,29 +344,56 @@ int tracee_close(struct tracee *tracee, const int *fds, int count)
 struct room {
     int made;
     int count; /* of the numbers that may be wanted beyond the limit */
-    struct rlimit limit;
+    struct rlimit limit, raised;
 };
+
+static struct rlimit raise_limit(struct rlimit limit, int count)
+{
+    limit.rlim_cur += count;
+    if (limit.rlim_max < limit.rlim_cur)
+        limit.rlim_max = limit.rlim_cur;
+    return limit;
+}
 
 /* Makes the task take a number for a descriptor, beyond its limit if need be and if we may. */
 static long inject_with_room(struct tracee *tracee, struct room *room, long number, uint64_t a, uint64_t b, uint64_t c,
                              uint64_t d)
 {
     long result = inject(tracee, number, a, b, c, d);
-    struct rlimit raised;
+    struct rlimit before;
 
     /* F_DUPFD says EINVAL where even the first number asked for is beyond the limit. */
     if ((result != -EMFILE && result != -EINVAL) || room->made)
         return result;
     if (prlimit(tracee->tid, RLIMIT_NOFILE, NULL, &room->limit) != 0)
         return -EMFILE;
-    raised = room->limit;
-    raised.rlim_cur += room->count;
-    if (raised.rlim_max < raised.rlim_cur)
-        raised.rlim_max = raised.rlim_cur;
-    if (prlimit(tracee->tid, RLIMIT_NOFILE, &raised, NULL) != 0)
+    room->raised = raise_limit(room->limit, room->count);
+    if (prlimit(tracee->tid, RLIMIT_NOFILE, &room->raised, &before) != 0)
         return -EMFILE;
     room->made = 1;
+    if (before.rlim_cur != room->limit.rlim_cur || before.rlim_max != room->limit.rlim_max) {
+        /* Another thread of its process has set it in between. */
+        room->limit = before;
+        room->raised = raise_limit(before, room->count);
+        prlimit(tracee->tid, RLIMIT_NOFILE, &room->raised, NULL);
+    }
     return inject(tracee, number, a, b, c, d);
+}
+
+/* Lets the task's limit be what it was, as far as nobody has set it meanwhile. */
+static void end_room(struct tracee *tracee, const struct room *room)
+{
+    struct rlimit limit;
+
+    if (!room->made || prlimit(tracee->tid, RLIMIT_NOFILE, NULL, &limit) != 0)
+        return;
+    if (limit.rlim_max == room->raised.rlim_max)
+        limit.rlim_max = room->limit.rlim_max;
+    if (limit.rlim_cur == room->raised.rlim_cur)
+        limit.rlim_cur = room->limit.rlim_cur;
+    if (limit.rlim_cur > limit.rlim_max)
+        limit.rlim_cur = limit.rlim_max;
+    prlimit(tracee->tid, RLIMIT_NOFILE, &limit, NULL);
 }
 
 /* What a task is to get, and where from. */
@@ -415,8 +442,7 @@ static int open_channel(struct tracee *tracee, uint64_t scratch, struct delivery
         if (*receiver != pair[1] || result < 0)
             inject(tracee, SYS_close, pair[1], 0, 0, 0);
     }
-    if (room.made)
-        prlimit(tracee->tid, RLIMIT_NOFILE, &room.limit, NULL);
+    end_room(tracee, &room);
     return result < 0 ? (int)result : 0;
 }
 

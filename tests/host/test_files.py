@@ -805,6 +805,34 @@ def test_a_table_may_be_filled_to_the_last_number(
     assert client.line() == "0 7"
 
 
+def test_a_limit_that_is_set_meanwhile_stays(
+    device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller
+) -> None:
+    """A limit that the client sets while it is lifted for the transfer is not set back to what it was before."""
+    client = start()
+    parked = device.parked.get()
+    count, hard = len(client.descriptors()), resource.prlimit(client.pid, resource.RLIMIT_NOFILE)[1]
+    resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (count + 1, hard))
+    file = duplicate(0)
+
+    def reply() -> bool:
+        os.kill(keeper_pid(), signal.SIGSTOP)
+        return parked.reply(7)
+
+    def meddle() -> None:
+        until(lambda: resource.prlimit(client.pid, resource.RLIMIT_NOFILE)[0] > count + 1)
+        resource.prlimit(client.pid, resource.RLIMIT_NOFILE, (count + 50, hard))
+        os.kill(keeper_pid(), signal.SIGCONT)
+
+    meddling = threading.Thread(target=meddle)
+    meddling.start()
+    numbers = install(installer, parked, [file], reply=reply)
+    meddling.join()
+
+    assert isinstance(numbers, list)
+    assert (count + 50, hard) == resource.prlimit(client.pid, resource.RLIMIT_NOFILE)
+
+
 def test_no_stack_is_an_error(
     device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
 ) -> None:
