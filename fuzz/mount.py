@@ -138,10 +138,11 @@ class _Installer:
         patch: Callable[[list[int]], int | None],
         failed: Callable[[int], int | None],
         closes: Sequence[int] = (),
+        handle: int = 0,
         user: int = 0,
     ) -> None:
         """See `host.files.FileInstaller.install`."""
-        del tid, closes, user
+        del tid, closes, handle, user
 
         def run() -> None:
             kind = self._mount.choices.below(8)
@@ -159,6 +160,11 @@ class _Installer:
                 file.close()
 
         self._mount.crew.post(run)
+
+    def withdraw(self, tid: int) -> bool:
+        """See `host.files.FileInstaller.withdraw`."""
+        del tid
+        return False
 
 
 class Mount:

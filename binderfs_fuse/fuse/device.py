@@ -632,6 +632,8 @@ class DevicePlane:
         if not tid:
             return
         if tasks.is_being_killed(tid):
+            if self._installer.withdraw(tid):
+                return
             untouched = False
             with self._lock:
                 if call is not None:

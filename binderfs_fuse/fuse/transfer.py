@@ -45,6 +45,7 @@ class Transfer:
             patch=self._patch,
             failed=self._failed,
             closes=self._outcome.closes,
+            handle=self._call.open.handle,
             user=self._call.task.euid,
         )
 

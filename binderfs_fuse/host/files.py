@@ -15,7 +15,8 @@ what the first reply stored in its memory can be replaced.
 
 ptrace knows threads, not processes: whoever seizes must do the rest. Tracer threads are started as needed, for one can
 be held up by a client that withholds memory which the kernel needs before the task can stop, or by the close of a file
-in it, and others must not wait for it.
+in it, and others must not wait for it. One open has `TRACERS_PER_HANDLE` of them at most, one user half of all; what
+is beyond waits its turn, and what belongs to others passes it.
 
 Invariants
 ----------
@@ -26,6 +27,7 @@ Invariants
 - A task stays seized only while its tracer is at it. A tracer that loses its task, or its way, ends, and with the
   thread the kernel takes back all that it held: no task stays stopped, no zombie is left, no exit status is kept from
   a parent.
+- A transfer waits only where a limit is reached that keeps it from running.
 - A channel to the keeper is one thread's at a time.
 - Nothing in this process may wait for just any child (``waitpid(-1)``): it could take the tracers' news.
 
@@ -41,6 +43,7 @@ import os
 import select
 import threading
 import warnings
+from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -55,6 +58,10 @@ _log = logging.getLogger(__name__)
 
 RESTART: Final = -514
 """A result that makes the task make its system call again, or have -EINTR where a signal handler runs first."""
+MAX_TRACERS: Final = 64
+"""Tasks that may be traced at once; one user's may be half as many."""
+TRACERS_PER_HANDLE: Final = 8
+"""Tasks that may be traced at once over one open."""
 
 
 class _Keeper:
@@ -196,9 +203,9 @@ def get_file(tid: int, fd: int, user: int) -> File | int:
 class FileInstaller:
     """Installs files in tasks, and closes descriptors there."""
 
-    def __init__(self, tracers: int = 64) -> None:
-        """Trace at most that many tasks at once; others wait for one to be through."""
-        self._tracers = _Crew("tracer", tracers)
+    def __init__(self, tracers: int = MAX_TRACERS, per_handle: int = TRACERS_PER_HANDLE) -> None:
+        """Trace at most that many tasks at once, and over one open; others wait for one to be through."""
+        self._tracers = _Tracers(tracers, per_handle)
 
     def install(
         self,
@@ -209,11 +216,12 @@ class FileInstaller:
         patch: Callable[[list[int]], int | None],
         failed: Callable[[int], int | None],
         closes: Sequence[int] = (),
+        handle: int = 0,
         user: int = 0,
     ) -> None:
         """Close descriptors in task `tid`, then install files there, while a system call of it is being answered.
 
-        The task, a thread of `user`, is blocked in that system call, and stays so until `reply`.
+        The task, a thread of `user`, is blocked in that system call on the open `handle`, and stays so until `reply`.
         Returns at once; a tracer thread then calls
 
         `reply()`         answer the system call; False if it turns out that nobody waits for the answer
@@ -235,7 +243,18 @@ class FileInstaller:
         `closes` are passed over where not open, and are not closed where the task could not be stopped. The files
         are taken over, and closed whatever comes of it. Raises RuntimeError after `close`.
         """
-        self._tracers.submit(_Transfer(tid, user, tuple(files), tuple(closes), reply, patch, failed))
+        self._tracers.submit(_Transfer(tid, handle, user, tuple(files), tuple(closes), reply, patch, failed))
+
+    def withdraw(self, tid: int) -> bool:
+        """Give up the transfer of a task that is being killed, if it still waits for a tracer; tell whether it did.
+
+        `failed(-ESRCH)` is called, in this thread.
+        """
+        transfer = self._tracers.withdraw(tid)
+        if transfer is None:
+            return False
+        transfer.give_up()
+        return True
 
     def close_files(
         self,
@@ -257,6 +276,7 @@ class FileInstaller:
 @dataclass(frozen=True, slots=True)
 class _Transfer:
     tid: int
+    handle: int
     user: int
     files: tuple[File, ...]
     closes: tuple[int, ...]
@@ -272,6 +292,12 @@ class _Transfer:
         finally:
             if kept:
                 _keeper_of_all().give_up(kept)
+
+    def give_up(self) -> None:
+        """Do not run it: its task is being killed."""
+        for file in self.files:
+            file.close()
+        self.failed(-errno.ESRCH)
 
     def _run(self, kept: list[int]) -> bool:
         """Run it; take out of `kept` which files are given up."""
@@ -367,59 +393,118 @@ def _complain(line: str) -> None:
         _log.warning("%s", line)
 
 
-class _Crew:
-    """Threads that each run one task at a time: as many as there are tasks at once, up to a limit.
+class _Tracers:
+    """Threads that each run one transfer at a time: as many as there are at once, up to the limits.
 
-    A task returns whether its thread can go on to another. A thread ends when it cannot, or when the task raises; tasks
-    that wait get another.
+    A transfer returns whether its thread can go on to another. A thread ends when it cannot, or when the transfer
+    raises; those that wait get another.
     """
 
-    def __init__(self, name: str, limit: int) -> None:
-        self._name = name
+    def __init__(self, limit: int, per_handle: int) -> None:
         self._limit = limit
-        self._tasks: SimpleQueue[Callable[[], bool] | None] = SimpleQueue()
+        self._per_handle = per_handle
+        self._per_user = max(1, limit // 2)
+        # Each in here is promised to a thread that is idle no more.
+        self._promised: SimpleQueue[_Transfer | None] = SimpleQueue()
         self._lock = threading.Lock()
-        # All guarded by the lock. Each task in the queue is either promised to one of the threads, or waits.
+        # All guarded by the lock.
         self._threads = 0
-        self._idle = 0  # threads to which no task is promised
-        self._waiting = 0  # tasks
+        self._idle = 0
+        self._by_handle: Counter[int] = Counter()  # running, or promised
+        self._by_user: Counter[int] = Counter()
+        self._waiting: OrderedDict[tuple[int, int], deque[_Transfer]] = OrderedDict()  # by handle and user
         self._closed = False
 
-    def submit(self, task: Callable[[], bool]) -> None:
-        """Have a thread run the task; raises RuntimeError after `close`."""
+    def submit(self, transfer: _Transfer) -> None:
+        """Have a thread run the transfer; raises RuntimeError after `close`."""
         with self._lock:
             if self._closed:
-                raise RuntimeError(f"no {self._name} threads any more")
-            self._tasks.put(task)
+                raise RuntimeError("no tracer threads any more")
+            has_thread = self._idle or self._threads < self._limit
+            if not (has_thread and self._may_run(transfer.handle, transfer.user)):
+                self._waiting.setdefault((transfer.handle, transfer.user), deque()).append(transfer)
+                return
+            self._count(transfer, 1)
             if self._idle:
                 self._idle -= 1
-            elif self._threads < self._limit:
-                self._start()
+                self._promised.put(transfer)
             else:
-                self._waiting += 1
+                self._start(transfer)
+
+    def withdraw(self, tid: int) -> _Transfer | None:
+        """Take back the transfer of a task, if it waits."""
+        with self._lock:
+            for whose, transfers in self._waiting.items():
+                for transfer in transfers:
+                    if transfer.tid == tid:
+                        transfers.remove(transfer)
+                        if not transfers:
+                            del self._waiting[whose]
+                        return transfer
+        return None
 
     def close(self) -> None:
-        """Let the threads end once no task waits."""
+        """Let the threads end once no transfer waits."""
         with self._lock:
             self._closed = True
-            for _ in range(self._threads):
-                self._tasks.put(None)
+            for _ in range(self._idle):
+                self._promised.put(None)
+            self._threads -= self._idle
+            self._idle = 0
 
-    def _start(self) -> None:
+    def _may_run(self, handle: int, user: int) -> bool:
+        return self._by_handle[handle] < self._per_handle and self._by_user[user] < self._per_user
+
+    def _count(self, transfer: _Transfer, change: int) -> None:
+        for counter, key in ((self._by_handle, transfer.handle), (self._by_user, transfer.user)):
+            counter[key] += change
+            if not counter[key]:
+                del counter[key]
+
+    def _take_next(self) -> _Transfer | None:
+        """Take one that may run out of those that wait: another open's, if there is, than last time."""
+        for whose, transfers in self._waiting.items():
+            if self._may_run(*whose):
+                transfer = transfers.popleft()
+                if transfers:
+                    self._waiting.move_to_end(whose)
+                else:
+                    del self._waiting[whose]
+                self._count(transfer, 1)
+                return transfer
+        return None
+
+    def _start(self, transfer: _Transfer) -> None:
         self._threads += 1
-        threading.Thread(target=self._work, name=f"binderfs {self._name}", daemon=True).start()
+        threading.Thread(target=self._work, args=(transfer,), name="binderfs tracer", daemon=True).start()
 
-    def _work(self) -> None:
-        try:
-            while (task := self._tasks.get()) is not None and task():
-                with self._lock:
-                    if self._waiting:
-                        self._waiting -= 1
-                    else:
-                        self._idle += 1
-        finally:
-            with self._lock:
+    def _work(self, transfer: _Transfer | None) -> None:
+        while transfer is not None:
+            goes_on = False
+            try:
+                goes_on = transfer()
+            finally:
+                following = self._end(transfer, goes_on=goes_on)
+            if not goes_on:
+                return
+            # What it was about must not stay until the next one.
+            del transfer
+            transfer = following or self._promised.get()
+
+    def _end(self, transfer: _Transfer, *, goes_on: bool) -> _Transfer | None:
+        """Note the end of a transfer; return the next for this thread, if it goes on and any may run."""
+        with self._lock:
+            self._count(transfer, -1)
+            following = self._take_next()
+            if goes_on and following is not None:
+                return following
+            if not goes_on:
                 self._threads -= 1
-                if self._waiting:
-                    self._waiting -= 1
-                    self._start()
+                if following is not None:
+                    self._start(following)
+            elif self._closed:
+                self._threads -= 1
+                self._promised.put(None)
+            else:
+                self._idle += 1
+        return None

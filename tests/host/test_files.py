@@ -1135,6 +1135,82 @@ def test_beyond_the_limit_transfers_wait_their_turn(device: ParkingDevice, start
         installer.install(parked[0].tid, [], reply=bool, patch=nothing, failed=nothing)
 
 
+class Held:
+    """A transfer whose tracer is held up until it is let go; it then says what came of it."""
+
+    def __init__(self, installer: FileInstaller, parked: Parked, handle: int, user: int) -> None:
+        """Begin it."""
+        self.begun = threading.Event()
+        self.let_go = threading.Event()
+        self.outcome: SimpleQueue[list[int] | int] = SimpleQueue()
+
+        def reply() -> bool:
+            self.begun.set()
+            self.let_go.wait()
+            return parked.reply(7)
+
+        def put(outcome: list[int] | int) -> None:
+            self.outcome.put(outcome)
+
+        installer.install(parked.tid, [duplicate(0)], reply=reply, patch=put, failed=put, handle=handle, user=user)
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "behind", "other"),
+    [((1, 7), (2, 8), (2, 8), (3, 9)), ((1, 7), (2, 7), (3, 7), (4, 8))],
+    ids=["handle", "user"],
+)
+def test_who_holds_tracers_waits_behind_others(
+    first: tuple[int, int],
+    second: tuple[int, int],
+    behind: tuple[int, int],
+    other: tuple[int, int],
+    device: ParkingDevice,
+    start: Callable[..., Client],
+) -> None:
+    """One open has its limit of tracers, and one user half of all; the next transfer waits, and others' pass it."""
+    installer = FileInstaller(tracers=4, per_handle=1)
+    for _ in range(4):
+        start()
+    parked = [device.parked.get() for _ in range(4)]
+    held = [Held(installer, parked[0], *first), Held(installer, parked[1], *second)]
+    for one in held:
+        one.begun.wait()
+    waiting = Held(installer, parked[2], *behind)
+    waiting.let_go.set()
+    passing = Held(installer, parked[3], *other)
+    passing.let_go.set()
+
+    assert isinstance(passing.outcome.get(), list)
+    assert not waiting.begun.is_set()
+    for one in reversed(held):
+        one.let_go.set()
+        assert isinstance(one.outcome.get(), list)
+    assert isinstance(waiting.outcome.get(), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_a_transfer_that_waits_can_be_withdrawn(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """A client that is killed while others hold the tracers need not wait for them."""
+    installer = FileInstaller(tracers=1)
+    start()
+    start()
+    parked = [device.parked.get() for _ in range(2)]
+    held, waiting = (Held(installer, one, 0, 0) for one in parked)
+    held.begun.wait()
+
+    assert installer.withdraw(parked[1].tid)
+    assert -errno.ESRCH == waiting.outcome.get()
+    assert not installer.withdraw(parked[1].tid)
+    assert not installer.withdraw(parked[0].tid)
+    held.let_go.set()
+    assert isinstance(held.outcome.get(), list)
+    installer.close()
+    _join("binderfs tracer")
+    parked[1].reply()
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
 def test_an_exception_in_a_callback_frees_the_client(
     device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller
