@@ -23,7 +23,6 @@ CLONE_NEWUSER: Final = 0x10000000
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
-_PR_SET_NAME: Final = 15
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 # <linux/capability.h>
@@ -137,11 +136,6 @@ def end_children(but: Collection[int] = ()) -> None:
                 os.waitpid(process, 0)
             except OSError:
                 given_up.add(process)
-
-
-def name_process(name: str) -> None:
-    """Set what ``ps`` and ``/proc/PID/comm`` call this process: up to 15 bytes."""
-    _checked(_libc.prctl(_PR_SET_NAME, ctypes.c_char_p(name.encode()), 0, 0, 0))
 
 
 def seccomp(operation: int, flags: int, argument: ctypes.c_void_p) -> int:

@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 PAGE_SIZE: Final = 4096
 PAGE_SHIFT: Final = 12
-PAGE_MASK: Final = ~(PAGE_SIZE - 1)
 _LIMIT: Final = Limits().buffers
 ACTIVE: Final = 1
 LRU: Final = 2

@@ -265,11 +265,6 @@ def is_being_killed(tid: int) -> bool:
     return bool(pending & 1 << 8)
 
 
-def is_own(tid: int) -> bool:
-    """Tell whether a task is a thread of this process."""
-    return os.path.exists(f"/proc/self/task/{tid}")  # noqa: PTH110 - as everywhere here
-
-
 def is_being_copied(tid: int) -> bool:
     """Tell whether a thread of this process waits in the middle of copying to or from a task's memory.
 

@@ -86,12 +86,6 @@ def test_a_name_cannot_pass_for_a_field(start: Callable[..., subprocess.Popen[st
     assert fields[b"CapEff"] == tasks.status(os.getpid())[b"CapEff"]
 
 
-def test_threads_of_this_process_are_its_own() -> None:
-    """Others' are not."""
-    assert tasks.is_own(threading.get_native_id())
-    assert not tasks.is_own(os.getppid())
-
-
 @needs_root
 def test_the_effective_user_counts(start: Callable[..., subprocess.Popen[str]]) -> None:
     """A process that has changed its effective user is that user."""
