@@ -33,6 +33,9 @@
  *   serve-fault          let it be memory after all
  *   stuck N PART         the same in N threads, with faults that nobody serves; says "0", and nothing ever after
  *   vanish N             N threads wait in a read, lose the memory that they read into, and are all woken up; says "0"
+ *   linger N             N threads wait in a read, and lose the memory of their ioctl's argument, as they find out when it is
+ *                        answered; says "0"
+ *   hand N               make calls with a descriptor in N threads; says "0"
  *
  * Oddities
  *   scribble             write over the whole region through a shared, writable mapping of it
@@ -573,6 +576,20 @@ static void *wait_in_read(void *argument)
     return NULL;
 }
 
+static void *wait_with_argument(void *argument)
+{
+    struct reader *reader = argument;
+    struct binder_write_read *request = (struct binder_write_read *)reader->page;
+    struct talk talk = {0};
+
+    put(&talk, BC_ENTER_LOOPER, NULL, 0);
+    exchange(&talk, NULL, NULL, sizeof(talk.returns));
+    *request = (struct binder_write_read){.read_size = sizeof(talk.returns), .read_buffer = (uintptr_t)talk.returns};
+    reader->tid = gettid();
+    ioctl(device, BINDER_WRITE_READ, request);
+    return NULL;
+}
+
 static bool is_asleep(int tid)
 {
     char path[64], state = 0;
@@ -585,7 +602,8 @@ static bool is_asleep(int tid)
     return state == 'S';
 }
 
-static void do_vanish(long count)
+/* Start threads, and take their pages away once they all wait. */
+static void lose_pages(long count, void *(*work)(void *))
 {
     struct uffdio_api api = {.api = UFFD_API};
     struct reader *readers = calloc((size_t)count, sizeof(*readers));
@@ -595,7 +613,7 @@ static void do_vanish(long count)
     need(area != MAP_FAILED && fd >= 0 && ioctl(fd, UFFDIO_API, &api) == 0, "userfaultfd");
     for (long i = 0; i < count; i++) {
         readers[i].page = area + i * PAGE;
-        need(pthread_create(&readers[i].thread, NULL, wait_in_read, &readers[i]) == 0, "pthread_create");
+        need(pthread_create(&readers[i].thread, NULL, work, &readers[i]) == 0, "pthread_create");
     }
     for (long i = 0; i < count; i++)
         while (!readers[i].tid || !is_asleep(readers[i].tid))
@@ -603,7 +621,39 @@ static void do_vanish(long count)
     struct uffdio_register range = {{(uintptr_t)area, (size_t)count * PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
     need(ioctl(fd, UFFDIO_REGISTER, &range) == 0, "UFFDIO_REGISTER");
     need(madvise(area, (size_t)count * PAGE, MADV_DONTNEED) == 0, "madvise");
+}
+
+static void do_vanish(long count)
+{
+    lose_pages(count, wait_in_read);
     close(dup(device)); /* the driver has every thread return at that */
+    say("0");
+}
+
+static void do_linger(long count)
+{
+    lose_pages(count, wait_with_argument);
+    say("0");
+}
+
+static void *call_with_descriptor(void *unused)
+{
+    struct talk talk = {0};
+    struct binder_fd_object object = {.hdr.type = BINDER_TYPE_FD};
+    binder_size_t offset = 0;
+
+    (void)unused;
+    put_transaction(&talk, BC_TRANSACTION, 1, 0, &object, sizeof(object), &offset, sizeof(offset));
+    exchange(&talk, NULL, NULL, sizeof(talk.returns));
+    return NULL;
+}
+
+static void do_hand(long count)
+{
+    for (long i = 0; i < count; i++) {
+        pthread_t thread;
+        need(pthread_create(&thread, NULL, call_with_descriptor, NULL) == 0, "pthread_create");
+    }
     say("0");
 }
 
@@ -938,6 +988,10 @@ static void act(char *line)
         do_stuck(atol(first), second);
     else if (strcmp(verb, "vanish") == 0)
         do_vanish(atol(first));
+    else if (strcmp(verb, "linger") == 0)
+        do_linger(atol(first));
+    else if (strcmp(verb, "hand") == 0)
+        do_hand(atol(first));
     else if (strcmp(verb, "scribble") == 0)
         do_scribble();
     else if (strcmp(verb, "fill-fds") == 0)

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from binderfs_fuse._ptrace import lib
-from tests.hostile.conftest import Actor, descriptors_of, keeper_of, until
+from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
+from tests.hostile.conftest import PATIENCE, Actor, descriptors_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on
 from tests.hostile.test_faults import ENDED
 from tests.mounts import Mounted, mount_py
@@ -39,8 +40,10 @@ def hang_closes(server: subprocess.Popen[str]) -> None:
 def wait_for_end(*pidfds: int) -> None:
     """Wait until processes have ended."""
     for pidfd in pidfds:
-        select.select([pidfd], [], [])
+        ended, _, _ = select.select([pidfd], [], [], PATIENCE)
         os.close(pidfd)
+
+        assert ended
 
 
 @pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
@@ -149,3 +152,31 @@ def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -
     assert f"proc {client.pid}\n" in state
     assert "need_return 0" in state
     assert "need_return 1" not in state
+
+
+def traced(pid: int) -> int:
+    """Return how many threads of a process the server has seized."""
+    statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
+    return sum("TracerPid:\t0\n" not in status for status in statuses)
+
+
+def test_receivers_that_do_not_come(mounted: Mounted, actor: Start) -> None:
+    """One open holds its share of the tracers, others get their files; and who waits behind it can be killed."""
+    service = actor(mounted, "open", "manager")
+    client = actor(mounted, "open")
+    lingering = actor(mounted, "open", "manager", f"linger {MAX_TRACERS + 6}", device="hwbinder")
+    calling = actor(mounted, "open", f"hand {MAX_TRACERS + 5}", device="hwbinder")
+    until(lambda: traced(lingering.pid) == TRACERS_PER_HANDLE)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+    assert TRACERS_PER_HANDLE == traced(lingering.pid)
+    # One more receiver on the same open, in a process of its own.
+    child = int(lingering.do("fork"))
+    ended = os.pidfd_open(child)
+    lingering.tell("take")
+    calling.need("hand 2")
+    state = mounted.path / "binder_logs/state"
+    until(lambda: re.search(rf"transaction .* to \d+:{child} ", state.read_text()))
+    os.kill(child, signal.SIGKILL)
+    wait_for_end(ended)
