@@ -361,8 +361,8 @@ class World:
 
     # -- the coordinator
 
-    def resume(self) -> list[str]:
-        """Drive on what the last step has made ready; what that says."""
+    def resume(self) -> dict[str, list[str]]:
+        """Drive on what the last step has made ready; what each actor then says, in the scenario's order."""
         said: dict[str, list[str]] = {}
         while self.engine.ready or self.engine.poll_ready:
             for wait in self.engine.ready[:]:
@@ -377,13 +377,8 @@ class World:
             for process in list(self.engine.poll_ready):
                 del self.engine.poll_ready[process]
                 self._wake_pollers(process, said)
-        lines = []
-        # In the order of the scenario, as the other player has them; `actors` is by process.
-        for name in self.scenario.actors:
-            if name in said:
-                lines.append(f"{name} goes on:")
-                lines += ["    " + line for line in said[name]]
-        return lines
+        # As the other player has them; `actors` is by process.
+        return {name: said[name] for name in self.scenario.actors if name in said}
 
     def _wake_pollers(self, process: Process, said: dict[str, list[str]]) -> None:
         for simulated in self.processes.values():
@@ -477,8 +472,15 @@ class World:
             return ["busy"]
         else:
             done = Performer(self, actor, step.line).perform()
-            lines = ["blocks"] if done is None else done
-        return lines + self.resume()
+            said = self.resume()
+            # Whom it has woken may have woken it in turn, before anybody could say that it blocks.
+            lines = said.pop(step.actor, ["blocks"]) if done is None else done
+            return lines + _going_on(said)
+        return lines + _going_on(self.resume())
+
+
+def _going_on(said: dict[str, list[str]]) -> list[str]:
+    return [line for name, lines in said.items() for line in (f"{name} goes on:", *("    " + line for line in lines))]
 
 
 class Performer:
