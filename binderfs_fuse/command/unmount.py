@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import select
+import time
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse.command.program import program, quoted
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
 
 _PATIENCE: Final = 10.0
 """Seconds that a server is given to end. It does so at once, unless the mount is in some other mount namespace too."""
+_SOON: Final = 1.0
+"""Seconds for which it is tried again what somebody has open: who has just ended may have left a file to be closed."""
+_PAUSE: Final = 0.01
 
 
 def unmount(mountpoint: Path, *, lazy: bool) -> None:
@@ -31,7 +35,7 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
     with hold(target) as server:
         there = mounting.mount_at(target)
         try:
-            mounting.unmount(target)
+            _unmount_soon(target)
         except BlockingIOError as error:
             raise MountError(
                 f"{mountpoint} is in use: end the programs that have something of it open, "
@@ -49,3 +53,16 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
                 f"{mountpoint} is unmounted here, but its server goes on: another mount namespace still has the mount "
                 f"(a container, or `{program()} run`)"
             )
+
+
+def _unmount_soon(target: Path) -> None:
+    deadline = time.monotonic() + _SOON
+    while True:
+        try:
+            mounting.unmount(target)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(_PAUSE)
+        else:
+            return

@@ -27,6 +27,7 @@ Start = Callable[..., Actor]
 OWN = {
     *("futex", "brk", "mmap", "munmap", "mremap", "mprotect", "madvise"),
     *("clone", "clone3", "set_robust_list", "rseq", "rt_sigprocmask", "sched_yield", "gettid", "getpid"),
+    "restart_syscall",  # one of these, or a sleep, that was interrupted as strace attached
 }
 DELAYABLE = {
     *("process_vm_readv", "process_vm_writev", "ptrace", "pidfd_open", "pidfd_getfd", "sendmsg", "wait4"),
