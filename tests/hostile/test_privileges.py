@@ -1,9 +1,9 @@
 """What the server may do, and what clients may: docs/security.md has the claims."""
 
+import contextlib
 import errno
 import fcntl
 import json
-import contextlib
 import os
 import re
 import select
