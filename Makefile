@@ -23,13 +23,15 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 		$(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[dev]'
 	touch $@
 
+PROGRAMS := binderfs_fuse/host/keeper
+
 COMPILED := setup.py $(wildcard uapi/*.h binderfs_fuse/*_build.py binderfs_fuse/*.[ch] binderfs_fuse/host/*.[ch] \
 	binderfs_fuse/engine/*.py binderfs_fuse/fuse/*.py)
 
 $(VENV)/.built: $(VENV)/.installed $(COMPILED)
 	$(PYTHON_BIN) setup.py --quiet build_ext --inplace
 	# What did not change was not built again, but is as new as its source all the same.
-	touch $@ binderfs_fuse/*.so binderfs_fuse/*/*.so
+	touch $@ binderfs_fuse/*.so binderfs_fuse/*/*.so $(PROGRAMS)
 
 demo: setup
 	examples/demo.sh
@@ -95,4 +97,5 @@ fuzz: setup
 clean:
 	rm -rf $(VENV) build dist mutants *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
 	rm -f binderfs_fuse/*.so binderfs_fuse/*/*.so binderfs_fuse/_uapi.c binderfs_fuse/_system.c binderfs_fuse/_ptrace.c
+	rm -f $(PROGRAMS)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""Builds ``binderfs_fuse._ptrace`` from ``host/ptrace.c`` and ``keeper.c``; Python sees what their headers declare."""
+"""Builds ``binderfs_fuse._ptrace``, ``host/ptrace.c`` and the calls of the keeper; Python sees what the headers say."""
 
 import runpy
 from pathlib import Path
@@ -17,9 +17,8 @@ for name in HEADERS:
 ffibuilder.set_source(
     "binderfs_fuse._ptrace",
     "\n".join(f'#include "{name}"' for name in HEADERS),
-    sources=["binderfs_fuse/host/keeper.c", "binderfs_fuse/host/ptrace.c"],
+    sources=[f"binderfs_fuse/host/{name}" for name in ("keeper_client.c", "message.c", "ptrace.c")],
     include_dirs=["binderfs_fuse/host"],
-    depends=[f"binderfs_fuse/host/{name}" for name in HEADERS],
+    depends=[f"binderfs_fuse/host/{name}" for name in (*HEADERS, "keeper_protocol.h", "message.h")],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
-    libraries=["pthread"],
 )

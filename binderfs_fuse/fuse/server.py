@@ -70,8 +70,9 @@ def serve(
         pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
         # Threads have what their maker has: so before the first one.
         privileges.settle()
+        # With all rights, so that it can become another user.
+        _start_keeper()
         privileges.drop()
-        _start_keeper(settings)
         if settings.seccomp and (reason := privileges.confine()):
             _log.warning("there is no filter of system calls: %s", reason)
         try:
@@ -83,12 +84,10 @@ def serve(
         mounting.disconnect(connection)
 
 
-def _start_keeper(settings: Settings) -> None:
+def _start_keeper() -> None:
     """Start the process that holds clients' files: before there is a filter that forbids it."""
-    machine = os.uname().machine
-    confined = settings.seccomp and machine in privileges.MACHINES
     try:
-        files.start_keeper(privileges.filter_program(machine) if confined else b"")
+        files.start_keeper()
     except OSError as error:
         raise MountError(f"cannot start another process: {error.strerror}", error.errno or errno.EAGAIN) from error
 

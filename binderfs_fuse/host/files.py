@@ -45,6 +45,7 @@ import threading
 import warnings
 from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass
+from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
@@ -63,14 +64,16 @@ MAX_TRACERS: Final = 64
 TRACERS_PER_HANDLE: Final = 8
 """Tasks that may be traced at once over one open."""
 
+_PROGRAM: Final = Path(__file__).with_name("keeper")
+
 
 class _Keeper:
     """The process that holds the files, and the channels to it that nobody uses just now."""
 
-    def __init__(self, filter_program: bytes) -> None:
-        """Start it, under that filter of system calls; raises `OSError`."""
+    def __init__(self) -> None:
+        """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        self._control: int = lib.keeper_start(filter_program, len(filter_program), pid)
+        self._control: int = lib.keeper_start(os.fsencode(_PROGRAM), pid)
         if self._control < 0:
             raise OSError(-self._control, os.strerror(-self._control))
         self.pid: int = pid[0]
@@ -123,14 +126,13 @@ _keeper: _Keeper | None = None
 _keeper_guard = threading.Lock()
 
 
-def start_keeper(filter_program: bytes = b"") -> None:
-    """Start the process that is to hold files: before there are threads, and regions, which it would inherit.
+def start_keeper() -> None:
+    """Start the process that is to hold files, with the rights that this one has now: it drops what it does not need.
 
-    `filter_program` is a filter of system calls for it, in classic BPF. Raises `OSError`. Where this is not called, the
-    keeper starts when it is first needed.
+    Raises `OSError`. Where this is not called, the keeper starts when it is first needed.
     """
     global _keeper  # noqa: PLW0603 - a process has one
-    _keeper = _Keeper(filter_program)
+    _keeper = _Keeper()
 
 
 def _keeper_of_all() -> _Keeper:

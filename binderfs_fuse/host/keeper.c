@@ -1,40 +1,61 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
- * Keeps open files of clients on their way, and closes them, in a process of its own.
+ * binder-keeper: keeps open files of clients on their way, sends them, and closes them.
  *
- * To close a file may take for ever: it can be a request to a FUSE server that a client has written (FLUSH, for every
- * descriptor that is closed, and not even SIGKILL ends the wait). A server with such a descriptor could not even die:
- * the kernel closes a process's descriptors one by one, and lets go of /dev/fuse, which is what tells the clients, only
- * after the last. So no client's file is ever in the descriptor table of the server, nor in a socket of it. What takes
- * files from clients (pidfd_getfd), holds them, sends them to their receivers (SCM_RIGHTS) and closes them is the
- * keeper, which is forked before there is a second thread, and has none of the server's descriptors. To the server a
- * file is a number.
+ * Why it is a program of its own. To close a file may take for ever: the file can belong to a FUSE server that a client
+ * has written (FLUSH comes with every close, and not even SIGKILL ends the wait). A server with such a descriptor could
+ * not even die: the kernel closes a process's descriptors one by one, and closes /dev/fuse, which tells the clients, only
+ * after the last. So no client's file is ever in the descriptor table of the server, nor in a socket of the server. The
+ * keeper takes files from clients (pidfd_getfd), holds them, sends them to their receivers (SCM_RIGHTS) and closes them.
+ * It has none of the server's memory and none of its descriptors. To the server a file is a number.
  *
- * The server has one socket to it, `control`, and as many *channels* as it has threads that call at a time, each a
- * socket pair whose other end was sent over `control`. Each channel has a thread here, so a call is one message to and
- * one fro, and one that is held up holds up only its caller. Control carries what has no answer: channels, and files to
- * close. Whatever is to be closed goes to the *closers*: threads started as needed, up to a limit, and a smaller one for
- * each user whose files they are; what is beyond waits in a queue of that user. Who has many that wait, and none that
- * gets closed, gets EMFILE for further ones, so descriptors cannot pile up; nor can one user hold more than half of all.
+ * Calls. The server has one socket to the keeper, `control`, and as many *channels* as threads that call at a time. Each
+ * channel is a socket pair; its other end comes over `control`, and has a thread here. So a call is one message to and
+ * one fro, and a call that is held up holds up only its caller. Control carries what has no answer: channels, and files
+ * to close.
+ *
+ * Closing. A file that is to be closed goes to the *closers*: threads started as needed, up to a limit for all and a
+ * smaller one for each user that files are accounted to. Beyond these, files wait in a queue of their user. A user with
+ * many waiting files, none of which gets closed, gets EMFILE for further ones, so descriptors cannot pile up. Nor can
+ * one user hold more than half of all.
+ *
+ * Sending. The receiver makes a socket, and says by a number which one. A client chooses what stands under its numbers,
+ * at any moment, so nothing is ever sent into a socket because a client says so. The keeper takes the socket and checks
+ * that it is fresh: AF_UNIX, SOCK_SEQPACKET, without name, without peer. Then the keeper connects it to a listening
+ * socket of its own, and sends from the end that it accepts. A socket has one peer at most, so that the connection was
+ * made means that the taken socket has no other peer, and never gets one. The listening socket has a name that nobody
+ * can look up: its file is removed once the keeper has a descriptor of it, in a folder that only the keeper could enter.
+ * A name in a file system is needed since the taken socket may belong to another network namespace, and the keeper
+ * connects by /proc/self/fd, where the kernel finds the socket by its inode.
+ *
+ * Rights. The keeper is root's only where it must be. Where it can, it takes a user of its own, so that no message ever
+ * carries root's credentials, and keeps CAP_SYS_PTRACE alone. That user is not "nobody", whose other processes could
+ * then kill this one.
  *
  * Invariants:
- * - A client's file is closed by a closer only. All else here waits for nothing that a client can delay, but for
- *   pidfd_getfd of a process that is about to execute another program.
- * - `records[fd].user` is set exactly while descriptor fd is a client's file; `waits` while it is in its user's queue.
- *   A record is cleared before its descriptor is closed, for the number may be another file's a moment later.
+ * - A client's file is closed by a closer only, and so is what a client can send into. All else here waits for nothing
+ *   that a client can delay, but for pidfd_getfd of a process that is about to execute another program.
+ * - `records[fd].user` is set exactly while descriptor fd is a client's file. Such a file is HELD, until a channel has
+ *   CLAIMED it to send it or send into it, and at last is WAITING in its user's queue. Only what is held can be claimed,
+ *   and control closes only what is held. A record is cleared before its descriptor is closed, for the number may be
+ *   another file's a moment later.
  * - `lock` guards records, users and counts, and is not held across a system call but the start of a thread.
+ * - While `connecting` is held, the queue of the listening socket has the connection that the holder made, or none.
+ *   Otherwise one receiver could be sent what is another's.
+ * - A socket that was taken over a channel is used over that channel only, and is given up when the next is taken or the
+ *   channel ends.
  * - The keeper outlives its server for as long as it takes to close what it has, which may be for ever: it then holds
  *   those files, and nothing else.
  */
 #define _GNU_SOURCE
 
-#include "keeper.h"
+#include "keeper_protocol.h"
+#include "message.h"
 
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/capability.h>
-#include <linux/filter.h>
-#include <linux/seccomp.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdio.h>
@@ -43,71 +64,22 @@
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
+#include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/un.h>
 #include <time.h>
 #include <unistd.h>
 
-enum operation { TAKE, SEND };
-
-struct request {
-    int32_t operation;
-    int32_t tid;
-    int32_t fd;
-    uint32_t user;
-    int32_t socket; /* of SEND, as are the rest */
-    int32_t more;
-    int32_t count;
-    int32_t files[KEEPER_BATCH];
-};
-
-#define CLOSED_AT_ONCE 256 /* files of one control message */
 #define STACK (64 << 10)
 #define SPARE_CLOSERS 2 /* that stay when there is nothing to close */
-#define CONTROL 3       /* the keeper's end */
-#define FIRST_FILE 4
+#define CONTROL PROGRAM_CONTROL
+#define FIRST_FILE (CONTROL + 1)
+#define OWN_USER 65533 /* and group: reserved by Debian, left unused by systemd, and within a container's usual 65,536 */
+#define MOST_UNREAD 64 /* messages that are removed from a socket; the kernel queues about 10 */
 
-/* ---- both sides ---- */
+static int listening, listening_name; /* the socket, and an O_PATH descriptor of its file */
 
-static ssize_t send_message(int socket, const void *data, size_t size)
-{
-    ssize_t sent;
-
-    do
-        sent = send(socket, data, size, MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent;
-}
-
-static ssize_t receive_message(int socket, void *data, size_t size)
-{
-    ssize_t received;
-
-    do
-        received = recv(socket, data, size, 0);
-    while (received < 0 && errno == EINTR);
-    return received;
-}
-
-/* Sends `count` descriptors along with one byte, or with nothing. */
-static int send_descriptors(int socket, const int *fds, int count, size_t byte, int flags)
-{
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(KEEPER_BATCH * sizeof(int))];
-    } control = {.header = {CMSG_LEN(count * sizeof(int)), SOL_SOCKET, SCM_RIGHTS}};
-    struct iovec data = {&(char){0}, byte};
-    struct msghdr message = {
-        .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = control.header.cmsg_len};
-    ssize_t sent;
-
-    memcpy(CMSG_DATA(&control.header), fds, count * sizeof(int));
-    do
-        sent = sendmsg(socket, &message, flags | MSG_NOSIGNAL);
-    while (sent < 0 && errno == EINTR);
-    return sent < 0 ? -errno : 0;
-}
-
-/* ---- the keeper: what it holds ---- */
+/* ---- what it holds ---- */
 
 struct user {
     struct user *next;
@@ -119,10 +91,13 @@ struct user {
     time_t closed;   /* when the last of them was, or the first was to be */
 };
 
+enum state { HELD, CLAIMED, WAITING };
+
 struct record {
     struct user *user;
     int next; /* in the queue */
-    int waits;
+    enum state state;
+    int unread; /* a socket with messages that nobody may have received */
 };
 
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
@@ -130,7 +105,7 @@ static pthread_cond_t wanted = PTHREAD_COND_INITIALIZER, all_closed = PTHREAD_CO
 static struct record *records;
 static int records_count;
 static struct user *users; /* that have files; the first is next to have one closed */
-static int unclosed;
+static int unclosed, claimed;
 static int closers, idle_closers, wakes; /* a closer that has been woken is not idle any more */
 
 static time_t now(void)
@@ -201,6 +176,16 @@ static struct user *next_user(void)
     return user;
 }
 
+/* Removes what is unread in a socket. Files in messages count against their sender until somebody receives them. */
+static void empty(int socket)
+{
+    struct msghdr message = {0};
+    int i;
+
+    for (i = 0; i < MOST_UNREAD && recvmsg(socket, &message, MSG_DONTWAIT) >= 0; i++)
+        message = (struct msghdr){0};
+}
+
 static void *work_as_closer(void *unused)
 {
     (void)unused;
@@ -209,12 +194,14 @@ static void *work_as_closer(void *unused)
         struct user *user = next_user();
 
         if (user != NULL) {
-            int fd = user->first;
+            int fd = user->first, unread = records[fd].unread;
 
             user->first = records[fd].next;
             records[fd] = (struct record){0};
             user->closing++;
             pthread_mutex_unlock(&lock);
+            if (unread)
+                empty(fd);
             /* An error is about what was written before; the descriptor is gone all the same. */
             close(fd);
             pthread_mutex_lock(&lock);
@@ -222,7 +209,7 @@ static void *work_as_closer(void *unused)
             user->unclosed--;
             user->closed = now();
             dismiss(user);
-            if (--unclosed == 0)
+            if (--unclosed == 0 && claimed == 0)
                 pthread_cond_broadcast(&all_closed);
         } else if (idle_closers >= SPARE_CLOSERS) {
             break;
@@ -252,17 +239,46 @@ static int start_thread(void *(*work)(void *), void *argument)
     return -error;
 }
 
-/* Has a closer close a client's file. Other numbers are passed over. */
-static void give_up(int fd)
+/* Returns the record of a number that is a client's file in that state, or NULL; the lock is held. */
+static struct record *find(int fd, enum state state)
+{
+    struct record *record = fd >= 0 && fd < records_count ? &records[fd] : NULL;
+
+    return record != NULL && record->user != NULL && record->state == state ? record : NULL;
+}
+
+/* Claims files for the calling thread: all of them, or none. Returns 0, or -EBADF where one is not held. */
+static int claim(const int *files, int count)
+{
+    struct record *record;
+    int i;
+
+    pthread_mutex_lock(&lock);
+    for (i = 0; i < count && (record = find(files[i], HELD)) != NULL; i++)
+        record->state = CLAIMED;
+    if (i < count) {
+        while (i-- > 0)
+            records[files[i]].state = HELD;
+        pthread_mutex_unlock(&lock);
+        return -EBADF;
+    }
+    claimed += count;
+    pthread_mutex_unlock(&lock);
+    return 0;
+}
+
+/* Has a closer close a client's file that is in that state. Other numbers are passed over. */
+static void give_up(int fd, enum state state)
 {
     struct record *record;
     struct user *user;
 
     pthread_mutex_lock(&lock);
-    record = fd >= 0 && fd < records_count ? &records[fd] : NULL;
-    if (record != NULL && record->user != NULL && !record->waits) {
+    record = find(fd, state);
+    if (record != NULL) {
         user = record->user;
-        record->waits = 1;
+        claimed -= state == CLAIMED;
+        record->state = WAITING;
         record->next = -1;
         if (user->first < 0)
             user->first = fd;
@@ -284,7 +300,25 @@ static void give_up(int fd)
     pthread_mutex_unlock(&lock);
 }
 
-/* ---- the keeper: open files of others ---- */
+/* Enters a descriptor as a file of a user who was admitted, and returns its number; or a negative errno. */
+static int enter(int fd, struct user *user, enum state state)
+{
+    pthread_mutex_lock(&lock);
+    if (fd >= records_count) { /* hardly ever: the limit is as many */
+        close(fd);
+        fd = -EMFILE;
+    }
+    if (fd >= 0) {
+        records[fd] = (struct record){.user = user, .state = state};
+        claimed += state == CLAIMED;
+    } else {
+        dismiss(user);
+    }
+    pthread_mutex_unlock(&lock);
+    return fd;
+}
+
+/* ---- open files of others ---- */
 
 /* Returns the thread group that a task belongs to, or a negative errno. */
 static int thread_group(int tid)
@@ -324,7 +358,7 @@ static int open_task(int tid)
 }
 
 /* Takes a reference to what `fd` is to task `tid`; returns its number or a negative errno. */
-static int take(int tid, int fd, uint32_t id)
+static int take(int tid, int fd, uint32_t id, enum state state)
 {
     struct user *user = admit(id);
     int file, pidfd;
@@ -338,105 +372,248 @@ static int take(int tid, int fd, uint32_t id)
             file = -errno;
         close(pidfd);
     }
-    pthread_mutex_lock(&lock);
-    if (file >= 0 && file < records_count)
-        records[file] = (struct record){.user = user};
-    else
-        dismiss(user);
-    pthread_mutex_unlock(&lock);
-    return file;
+    return enter(file, user, state);
 }
 
-static int take_file(const struct request *request)
+static int take_file(const struct keeper_request *request)
 {
-    int file = take(request->tid, request->fd, request->user);
+    int file = take(request->tid, request->fd, request->user, HELD);
 
     /* The driver takes a file with fget(), which does not know O_PATH descriptors; pidfd_getfd does. */
     if (file < 0 || !(fcntl(file, F_GETFL) & O_PATH))
         return file;
-    give_up(file);
+    give_up(file, HELD);
     return -EBADF;
 }
 
-/* The socket's number is read from its process's memory, where other threads can write: it might be any file. */
-static int is_channel(int socket)
-{
-    int domain = -1, type = -1;
+/* ---- channels ---- */
 
-    return getsockopt(socket, SOL_SOCKET, SO_DOMAIN, &domain, &(socklen_t){sizeof domain}) == 0 && domain == AF_UNIX
-           && getsockopt(socket, SOL_SOCKET, SO_TYPE, &type, &(socklen_t){sizeof type}) == 0 && type == SOCK_DGRAM;
+static pthread_mutex_t connecting = PTHREAD_MUTEX_INITIALIZER;
+
+struct channel {
+    int socket;
+    int taken; /* the receiver's socket; -1: none */
+    int own;   /* what it is connected to; -1: not yet */
+    uint32_t user;
+};
+
+/* Gives up what files are sent by. */
+static void end_sending(struct channel *channel)
+{
+    if (channel->own >= 0) {
+        pthread_mutex_lock(&lock);
+        records[channel->taken].unread = 1;
+        pthread_mutex_unlock(&lock);
+    }
+    /* This end first: nothing is put into a socket that is being emptied. */
+    give_up(channel->own, CLAIMED);
+    give_up(channel->taken, CLAIMED);
+    channel->own = channel->taken = -1;
 }
 
-/* Sends the files; returns a negative errno, or the socket, which is open on. */
-static int send_files(struct request *request)
+static int has_option(int socket, int option, int expected)
+{
+    int value = -1;
+
+    return getsockopt(socket, SOL_SOCKET, option, &value, &(socklen_t){sizeof value}) == 0 && value == expected;
+}
+
+/* Tells whether a descriptor is a socket that has just been made. A client can undo that at once: see connect_taken. */
+static int is_fresh(int socket)
+{
+    struct sockaddr_un name;
+    socklen_t size = sizeof name;
+
+    return has_option(socket, SO_DOMAIN, AF_UNIX) && has_option(socket, SO_TYPE, SOCK_SEQPACKET)
+           && has_option(socket, SO_ACCEPTCONN, 0) && getsockname(socket, (struct sockaddr *)&name, &size) == 0
+           && size == sizeof(sa_family_t) && getpeername(socket, (struct sockaddr *)&name, &(socklen_t){sizeof name}) < 0
+           && errno == ENOTCONN;
+}
+
+static int take_socket(struct channel *channel, const struct keeper_request *request)
+{
+    int socket;
+
+    end_sending(channel);
+    socket = take(request->tid, request->fd, request->user, CLAIMED);
+    if (socket < 0)
+        return socket;
+    if (!is_fresh(socket)) {
+        give_up(socket, CLAIMED);
+        return -ENOTSOCK;
+    }
+    channel->taken = socket;
+    channel->user = request->user;
+    return socket;
+}
+
+/* Accepts a connection, which its user's client may have sent into already. Returns it, or a negative errno. */
+static int accept_one(uint32_t id)
+{
+    struct user *user = admit(id);
+    int socket;
+
+    if (user == NULL)
+        return -EMFILE;
+    socket = accept4(listening, NULL, NULL, SOCK_CLOEXEC);
+    return enter(socket < 0 ? -errno : socket, user, CLAIMED);
+}
+
+/* Tells whether this process has made the connection of which this is the accepted end. */
+static int is_own(int socket)
+{
+    struct ucred peer = {0};
+
+    return getsockopt(socket, SOL_SOCKET, SO_PEERCRED, &peer, &(socklen_t){sizeof peer}) == 0 && peer.pid == getpid();
+}
+
+/* Connects the taken socket to the listening one; returns 0 or a negative errno. */
+static int connect_taken(struct channel *channel)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    int socket;
+
+    snprintf(name.sun_path, sizeof name.sun_path, "/proc/self/fd/%d", listening_name);
+    pthread_mutex_lock(&connecting);
+    /* A connection stays in the queue where there was no room to accept it. */
+    while ((socket = accept_one(channel->user)) >= 0)
+        give_up(socket, CLAIMED);
+    if (socket == -EAGAIN)
+        socket = connect(channel->taken, (struct sockaddr *)&name, sizeof name) == 0 ? accept_one(channel->user) : -errno;
+    pthread_mutex_unlock(&connecting);
+    if (socket < 0)
+        return socket;
+    channel->own = socket;
+    return is_own(socket) ? 0 : -ECONNABORTED;
+}
+
+/* Sends the files, which are claimed; returns 0 or a negative errno. */
+static int send_files(struct channel *channel, const struct keeper_request *request)
 {
     int error;
 
-    if (request->count < 0 || request->count > KEEPER_BATCH)
-        return -EINVAL;
-    if (request->socket < 0) {
-        request->socket = take(request->tid, request->fd, request->user);
-        if (request->socket < 0)
-            return request->socket;
-        if (!is_channel(request->socket))
-            return -ENOTSOCK;
-    }
-    error = request->count ? send_descriptors(request->socket, request->files, request->count, 0, MSG_DONTWAIT) : 0;
-    return error < 0 ? error : request->socket;
+    if (request->count == 0)
+        return 0;
+    error = channel->own < 0 ? connect_taken(channel) : 0;
+    return error < 0 ? error : send_descriptors(channel->own, "", 1, request->files, request->count, MSG_DONTWAIT);
+}
+
+/* Answers a request to send, and only then gives the files up: the caller need not wait for it. */
+static void serve_sending(struct channel *channel, const struct keeper_request *request)
+{
+    int count = request->count, result = count < 0 || count > KEEPER_BATCH ? -EINVAL : claim(request->files, count), i;
+    int is_claimed = result == 0;
+
+    if (is_claimed)
+        result = request->socket >= 0 && request->socket == channel->taken ? send_files(channel, request) : -EBADF;
+    send_message(channel->socket, &result, sizeof result);
+    for (i = 0; is_claimed && i < count; i++)
+        give_up(request->files[i], CLAIMED);
+    if (result < 0 || !request->more)
+        end_sending(channel);
 }
 
 static void *serve_channel(void *argument)
 {
-    int channel = (int)(intptr_t)argument, i;
-    struct request request;
+    struct channel channel = {.socket = (int)(intptr_t)argument, .taken = -1, .own = -1};
+    struct keeper_request request;
 
-    while (receive_message(channel, &request, sizeof request) == sizeof request) {
-        int result = request.operation == TAKE ? take_file(&request) : send_files(&request);
+    while (receive_message(channel.socket, &request, sizeof request) == sizeof request) {
+        int result = -EINVAL;
 
-        send_message(channel, &result, sizeof result);
-        /* Only now: the caller need not wait for it. */
-        if (request.operation == SEND) {
-            for (i = 0; i < request.count && i < KEEPER_BATCH; i++)
-                give_up(request.files[i]);
-            if (result < 0 || !request.more)
-                give_up(request.socket);
+        if (request.operation == KEEPER_SEND) {
+            serve_sending(&channel, &request);
+            continue;
         }
+        if (request.operation == KEEPER_TAKE)
+            result = take_file(&request);
+        else if (request.operation == KEEPER_TAKE_SOCKET)
+            result = take_socket(&channel, &request);
+        send_message(channel.socket, &result, sizeof result);
     }
-    close(channel);
+    end_sending(&channel);
+    close(channel.socket);
     return NULL;
 }
 
-/* ---- the keeper: its life ---- */
+/* ---- its life ---- */
 
 /* Serves the control socket until its other end is closed. */
 static void serve_control(void)
 {
-    int files[CLOSED_AT_ONCE], channel, i;
-    union {
-        struct cmsghdr header;
-        char bytes[CMSG_SPACE(sizeof(int))];
-    } control;
-    struct iovec data = {files, sizeof files};
+    int files[KEEPER_CLOSED_AT_ONCE], channel, count, i;
     ssize_t received;
 
     for (;;) {
-        struct msghdr message = {
-            .msg_iov = &data, .msg_iovlen = 1, .msg_control = &control, .msg_controllen = sizeof control};
-
-        received = recvmsg(CONTROL, &message, MSG_CMSG_CLOEXEC);
-        if (received < 0 && errno == EINTR)
-            continue;
+        count = 1;
+        received = receive_descriptors(CONTROL, files, sizeof files, &channel, &count);
         if (received <= 0)
             return;
-        if (message.msg_controllen >= CMSG_LEN(sizeof channel)) {
-            memcpy(&channel, CMSG_DATA(&control.header), sizeof channel);
+        if (count > 0) {
             if (start_thread(serve_channel, (void *)(intptr_t)channel) != 0)
                 close(channel);
         } else {
             for (i = 0; i < received / (ssize_t)sizeof *files; i++)
-                give_up(files[i]);
+                give_up(files[i], HELD);
         }
     }
+}
+
+/* Makes a socket that only who has a descriptor of its file can reach, in a folder under `place`; or fails. */
+static int listen_under(const char *place)
+{
+    struct sockaddr_un name = {.sun_family = AF_UNIX};
+    char path[64];
+    struct stat status;
+    int folder, error = -EPERM;
+
+    snprintf(path, sizeof path, "%s/binder-keeper.XXXXXX", place);
+    if (mkdtemp(path) == NULL)
+        return -errno;
+    folder = open(path, O_PATH | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+    /* Where others may rename what is in `place`, this could be another folder, which they can enter. */
+    if (folder >= 0 && fstat(folder, &status) == 0 && status.st_uid == geteuid() && (status.st_mode & 077) == 0) {
+        snprintf(name.sun_path, sizeof name.sun_path, "/proc/self/fd/%d/socket", folder);
+        listening = socket(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC | SOCK_NONBLOCK, 0);
+        if (listening < 0 || bind(listening, (struct sockaddr *)&name, sizeof name) != 0 || listen(listening, 1) != 0) {
+            error = -errno;
+        } else {
+            listening_name = openat(folder, "socket", O_PATH | O_NOFOLLOW | O_CLOEXEC);
+            error = listening_name < 0 ? -errno : 0;
+        }
+        unlinkat(folder, "socket", 0);
+        if (error < 0 && listening >= 0)
+            close(listening);
+    }
+    if (folder >= 0)
+        close(folder);
+    rmdir(path);
+    return error;
+}
+
+static int start_listening(void)
+{
+    static const char *const places[] = {"/run", "/dev/shm", "/tmp", "/var/tmp"};
+    int error = -ENOENT;
+    size_t i;
+
+    /* It is made by root, and connected to by another user. */
+    umask(0);
+    for (i = 0; i < sizeof places / sizeof *places; i++) {
+        error = listen_under(places[i]);
+        if (error == 0)
+            break;
+    }
+    return error;
+}
+
+/* Becomes a user of its own, where it may; where such a user is not mapped it stays what it is. */
+static void change_user(void)
+{
+    prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
+    if (setgroups(0, NULL) == 0 && setresgid(OWN_USER, OWN_USER, OWN_USER) == 0
+        && setresuid(OWN_USER, OWN_USER, OWN_USER) != 0)
+        errno = 0;
 }
 
 /* Keeps of the capabilities only the one for taking files. */
@@ -447,136 +624,71 @@ static int drop_capabilities(void)
     uint32_t kept;
 
     if (syscall(SYS_capget, &header, data) != 0)
-        return -1;
-    kept = data[0].effective & 1U << CAP_SYS_PTRACE;
+        return -errno;
+    kept = data[0].permitted & 1U << CAP_SYS_PTRACE;
     memset(data, 0, sizeof data);
     data[0].permitted = data[0].effective = kept;
-    return (int)syscall(SYS_capset, &header, data);
+    return syscall(SYS_capset, &header, data) == 0 ? 0 : -errno;
 }
 
-/* Leaves behind what the server had: signals, descriptors, rights, its folder. */
-static int settle(int control, const struct sock_fprog *filter)
+/* Takes as many descriptors and threads as it may have. */
+static int set_limits(void)
 {
-    struct rlimit limit;
-    sigset_t all;
-    int i, null;
+    struct rlimit limit = {RLIM_INFINITY, RLIM_INFINITY};
 
-    sigfillset(&all);
-    sigprocmask(SIG_SETMASK, &all, NULL);
-    prctl(PR_SET_NAME, "binder-keeper");
-    if (chdir("/") != 0)
-        return -1;
-    /* Out of the way of those that it is to have. */
-    if (control <= CONTROL)
-        control = fcntl(control, F_DUPFD, CONTROL + 1);
-    if (control < 0 || dup2(control, CONTROL) < 0 || close_range(FIRST_FILE, ~0U, 0) != 0)
-        return -1;
-    null = open("/dev/null", O_RDWR);
-    for (i = 0; i < CONTROL; i++)
-        if (null < 0 || dup2(null, i) < 0)
-            close(i);
-    if (null >= FIRST_FILE)
-        close(null);
+    /* Root's threads are not counted, another user's are. */
+    if (setrlimit(RLIMIT_NPROC, &limit) != 0 && getrlimit(RLIMIT_NPROC, &limit) == 0) {
+        limit.rlim_cur = limit.rlim_max;
+        setrlimit(RLIMIT_NPROC, &limit);
+    }
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
-        return -1;
+        return -errno;
     limit.rlim_cur = limit.rlim_max < KEEPER_FILES ? limit.rlim_max : KEEPER_FILES;
+    if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
+        return -errno;
     records_count = (int)limit.rlim_cur;
     records = calloc(records_count, sizeof *records);
-    if (records == NULL || setrlimit(RLIMIT_NOFILE, &limit) != 0 || drop_capabilities() != 0)
-        return -1;
-    if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-        return -1;
-    return filter->len == 0 ? 0 : prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, filter);
+    return records == NULL ? -ENOMEM : 0;
 }
 
-static void keep(void)
+/* Takes what it needs, and leaves behind all rights that it does not. */
+static int settle(void)
 {
-    int fd;
+    int error;
 
-    closers = start_thread(work_as_closer, NULL) == 0;
+    prctl(PR_SET_DUMPABLE, 0, 0, 0, 0);
+    prctl(PR_SET_NAME, "binder-keeper");
+    if (chdir("/") != 0)
+        return -errno;
+    error = set_limits();
+    if (error == 0)
+        error = start_listening();
+    if (error < 0)
+        return error;
+    change_user();
+    error = drop_capabilities();
+    if (error < 0)
+        return error;
+    /* To change user may have made it dumpable. */
+    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
+        return -errno;
+    return 0;
+}
+
+int main(void)
+{
+    int error = settle(), fd;
+
+    closers = error == 0 && start_thread(work_as_closer, NULL) == 0;
+    send_message(CONTROL, &error, sizeof error);
+    if (error < 0)
+        return 1;
     serve_control();
     /* One after the other, as the kernel would, the first that hangs would keep all others open. */
     for (fd = FIRST_FILE; fd < records_count; fd++)
-        give_up(fd);
+        give_up(fd, HELD);
     pthread_mutex_lock(&lock);
-    while (unclosed > 0 && closers > 0)
+    while ((unclosed > 0 || claimed > 0) && closers > 0)
         pthread_cond_wait(&all_closed, &lock);
-}
-
-/* ---- the server's side ---- */
-
-int keeper_start(const void *filter, size_t size, int *pid)
-{
-    struct sock_fprog program = {(unsigned short)(size / sizeof(struct sock_filter)), (struct sock_filter *)filter};
-    int pair[2], child;
-
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
-        return -errno;
-    child = fork();
-    if (child < 0) {
-        int error = -errno;
-
-        close(pair[0]);
-        close(pair[1]);
-        return error;
-    }
-    if (child == 0) {
-        if (settle(pair[1], &program) == 0)
-            keep();
-        _exit(0);
-    }
-    close(pair[1]);
-    *pid = child;
-    return pair[0];
-}
-
-int keeper_open(int control)
-{
-    int pair[2], error;
-
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
-        return -errno;
-    error = send_descriptors(control, &pair[1], 1, 1, 0);
-    close(pair[1]);
-    if (error == 0)
-        return pair[0];
-    close(pair[0]);
-    return error;
-}
-
-static int call(int channel, const struct request *request)
-{
-    int result;
-
-    if (send_message(channel, request, sizeof *request) != sizeof *request
-        || receive_message(channel, &result, sizeof result) != sizeof result)
-        return -EPIPE;
-    return result;
-}
-
-int keeper_take(int channel, int tid, int fd, uint32_t user)
-{
-    return call(channel, &(struct request){.operation = TAKE, .tid = tid, .fd = fd, .user = user});
-}
-
-int keeper_send(int channel, int tid, int fd, int socket, uint32_t user, const int *files, int count, int more)
-{
-    struct request request = {
-        .operation = SEND, .tid = tid, .fd = fd, .user = user, .socket = socket, .more = more, .count = count};
-
-    memcpy(request.files, files, count * sizeof *files);
-    return call(channel, &request);
-}
-
-int keeper_close(int control, const int *files, int count)
-{
-    while (count > 0) {
-        int now = count < CLOSED_AT_ONCE ? count : CLOSED_AT_ONCE;
-
-        if (send_message(control, files, now * sizeof *files) < 0)
-            return -EPIPE;
-        files += now;
-        count -= now;
-    }
-    return 0;
+    _exit(0);
 }

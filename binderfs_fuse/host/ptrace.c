@@ -7,13 +7,14 @@
  * code of its own; other threads of its process run on. There it is given registers that make it run the `syscall`
  * instruction it came in by once more, for each of
  *
- *     socketpair (a, b);  the keeper takes a with pidfd_getfd, and sends the files into it with SCM_RIGHTS
- *     close (a);          the lowest free number is free again, for the first file
- *     recvmsg (b);        the kernel installs the files
+ *     rt_sigprocmask (m);   its stack grows as far as it is going to be used
+ *     socket () = a
+ *     fcntl (F_DUPFD) = b;  the same socket, out of the way of the files; the keeper takes it with pidfd_getfd
+ *     close (a);            the lowest free number is free again, for the first file
+ *     recvmsg (b);          the kernel installs what the keeper sends there with SCM_RIGHTS
  *     close (b)
  *
- * and at last its own registers again. With several files b stands where the second belongs, so it moves up first. A
- * transferred descriptor is never closed in the task to shift it: that would drop the process's record locks on the
+ * and at last its own registers again. A transferred descriptor is never closed in the task to shift it: that would drop the process's record locks on the
  * file.
  *
  * Invariants:
@@ -303,7 +304,6 @@ int tracee_release(struct tracee *tracee)
 
 /* What lies below the task's red zone meanwhile. */
 struct scratch {
-    int pair[2];
     struct msghdr header;
     union {
         struct cmsghdr header;
@@ -399,48 +399,43 @@ static void end_room(struct tracee *tracee, const struct room *room)
 /* What a task is to get, and where from. */
 struct delivery {
     int channel; /* to the keeper */
-    int socket;  /* the keeper's end of the task's pair; -1: not there */
+    int socket;  /* the task's, to the keeper; negative: none */
     const int *files;
     int count;
     int sent;
 };
 
-/* Has the keeper send the next batch of files, at first into what `fd` is to the task. */
-static int send_batch(struct tracee *tracee, struct delivery *delivery, int fd)
+/* Has the keeper send the next batch of files. */
+static int send_batch(struct tracee *tracee, struct delivery *delivery)
 {
-    int left = delivery->count - delivery->sent, batch = left < BATCH ? left : BATCH, more = left > batch;
-    int result = keeper_send(delivery->channel, tracee->tid, fd, delivery->socket, tracee->user,
-                             delivery->files + delivery->sent, batch, more);
+    int left = delivery->count - delivery->sent, batch = left < BATCH ? left : BATCH;
+    int result = keeper_send(delivery->channel, delivery->socket, tracee->user, delivery->files + delivery->sent, batch, 1);
 
     /* They are given up, whatever came of it. */
     delivery->sent += batch;
-    delivery->socket = more && result >= 0 ? result : -1;
-    return result < 0 ? result : 0;
+    return result;
 }
 
 /*
- * Makes a socket pair in the task, one end of which the keeper takes, and sends the first files into it. The other end
- * stays there, as `receiver`, out of the way of the files. A table that has room for just the files has it for the pair
- * too. Returns 0 or a negative errno, with nothing left in the task.
+ * Makes a socket in the task, which the keeper takes, and sends the first files into. It stays there as `receiver`, out
+ * of the way of the files. A table that has room for just the files has it for the socket too. Returns 0 or a negative
+ * errno, with nothing left in the task.
  */
-static int open_channel(struct tracee *tracee, uint64_t scratch, struct delivery *delivery, int *receiver)
+static int open_channel(struct tracee *tracee, struct delivery *delivery, int *receiver)
 {
     struct room room = {.count = delivery->count + 8};
-    int pair[2], count = delivery->count;
-    long result = inject_with_room(tracee, &room, SYS_socketpair, AF_UNIX, SOCK_DGRAM | SOCK_CLOEXEC, 0, scratch);
+    long first = inject_with_room(tracee, &room, SYS_socket, AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, 0), result = first;
 
-    if (result == 0)
-        result = peek(tracee, scratch, pair, sizeof pair);
-    if (result == 0) {
-        result = send_batch(tracee, delivery, pair[0]);
-        *receiver = pair[1];
-        if (result == 0 && count > 1) {
-            result = inject_with_room(tracee, &room, SYS_fcntl, pair[1], F_DUPFD_CLOEXEC, (uint64_t)pair[1] + count, 0);
-            *receiver = (int)result;
-        }
-        inject(tracee, SYS_close, pair[0], 0, 0, 0);
-        if (*receiver != pair[1] || result < 0)
-            inject(tracee, SYS_close, pair[1], 0, 0, 0);
+    if (first >= 0) {
+        result = inject_with_room(tracee, &room, SYS_fcntl, first, F_DUPFD_CLOEXEC, first + delivery->count, 0);
+        *receiver = (int)result;
+        if (result >= 0)
+            delivery->socket = (int)(result = keeper_take_socket(delivery->channel, tracee->tid, *receiver, tracee->user));
+        inject(tracee, SYS_close, first, 0, 0, 0);
+        if (result >= 0)
+            result = send_batch(tracee, delivery);
+        if (result < 0 && *receiver >= 0)
+            inject(tracee, SYS_close, *receiver, 0, 0, 0);
     }
     end_room(tracee, &room);
     return result < 0 ? (int)result : 0;
@@ -459,7 +454,7 @@ static int receive_files(struct tracee *tracee, uint64_t at, int receiver, int c
     if (result == 0)
         result = (int)inject(tracee, SYS_recvmsg, receiver, at + offsetof(struct scratch, header),
                              MSG_CMSG_CLOEXEC | MSG_DONTWAIT, 0);
-    if (result == 0)
+    if (result >= 0)
         result = peek(tracee, at, &scratch, sizeof scratch);
     if (result != 0)
         return result;
@@ -478,10 +473,13 @@ int tracee_install(struct tracee *tracee, int channel, const int *files, int cou
     struct scratch saved;
     int receiver = -1, installed = 0, result;
 
-    /* A stack that has yet to grow this far holds zeros there; the task's own write of the pair makes it grow. */
+    /* A stack that has yet to grow this far holds zeros there. */
     memset(&saved, 0, sizeof saved);
     peek(tracee, at, &saved, sizeof saved);
-    result = open_channel(tracee, at, &delivery, &receiver);
+    /* Only a write of its own makes it grow: ours would fail. */
+    result = (int)inject(tracee, SYS_rt_sigprocmask, SIG_SETMASK, 0, at, sizeof tracee->blocked);
+    if (result == 0)
+        result = open_channel(tracee, &delivery, &receiver);
     if (result == 0) {
         for (;;) {
             int batch = delivery.sent - installed;
@@ -491,7 +489,7 @@ int tracee_install(struct tracee *tracee, int channel, const int *files, int cou
                 installed += result;
             if (result != batch || installed == count)
                 break;
-            result = send_batch(tracee, &delivery, -1);
+            result = send_batch(tracee, &delivery);
             if (result < 0)
                 break;
         }
@@ -502,7 +500,7 @@ int tracee_install(struct tracee *tracee, int channel, const int *files, int cou
         }
     }
     if (delivery.socket >= 0)
-        keeper_send(channel, tracee->tid, -1, delivery.socket, tracee->user, NULL, 0, 0);
+        keeper_send(channel, delivery.socket, tracee->user, NULL, 0, 0);
     *sent = delivery.sent;
     poke(tracee, at, &saved, sizeof saved);
     /* What failed may have failed because the task died. */

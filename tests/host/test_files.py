@@ -387,21 +387,6 @@ os.read(0, 1)
     os.close(read)
 
 
-@pytest.mark.parametrize("family", [socket.AF_UNIX, socket.AF_INET])
-@pytest.mark.parametrize("kind", [socket.SOCK_DGRAM, socket.SOCK_STREAM])
-def test_files_are_sent_by_one_kind_of_socket(family: socket.AddressFamily, kind: socket.SocketKind) -> None:
-    """Where another thread of a client puts another number for the socket pair's, nothing is sent into that."""
-    pair = [socket.socket(family, kind)] if family == socket.AF_INET else list(socket.socketpair(family, kind))
-    with channel() as to_keeper:
-        files = [duplicate(0).detach()]
-        error = lib.keeper_send(to_keeper, os.getpid(), pair[0].fileno(), -1, 0, files, 1, 0)
-    expected = 0 if (family, kind) == (socket.AF_UNIX, socket.SOCK_DGRAM) else -errno.ENOTSOCK
-
-    assert expected == min(error, 0)
-    for end in pair:
-        end.close()
-
-
 # ---- installing files ----
 
 

@@ -1,0 +1,186 @@
+"""The keeper by its own calls: what it sends into, and nothing else."""
+
+import array
+import contextlib
+import errno
+import os
+import socket
+import struct
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from binderfs_fuse._ptrace import ffi, lib
+from tests.mounts import CHECKOUT
+
+CREDENTIALS = struct.Struct("=iII")
+KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
+
+
+class Keeper:
+    """A keeper of the test's own, and one channel to it."""
+
+    def __init__(self) -> None:
+        """Start it."""
+        pid = ffi.new("int *")
+        self.control: int = lib.keeper_start(os.fsencode(CHECKOUT / "binderfs_fuse/host/keeper"), pid)
+        assert self.control >= 0
+        self.pid: int = pid[0]
+        self.channel: int = lib.keeper_open(self.control)
+        assert self.channel >= 0
+
+    def take(self, fd: int) -> int:
+        """Have it take what a descriptor of this process is."""
+        number: int = lib.keeper_take(self.channel, os.getpid(), fd, 0)
+        return number
+
+    def take_socket(self, fd: int) -> int:
+        """Have it take a socket, to send into it."""
+        number: int = lib.keeper_take_socket(self.channel, os.getpid(), fd, 0)
+        return number
+
+    def send(self, number: int, *files: int, more: bool = False) -> int:
+        """Have it send files into the socket that it has taken."""
+        error: int = lib.keeper_send(self.channel, number, 0, list(files) or ffi.NULL, len(files), more)
+        return error
+
+    def held(self) -> set[str]:
+        """Return which descriptors it has."""
+        return set(os.listdir(f"/proc/{self.pid}/fd"))  # noqa: PTH208 - a set of names
+
+    def close(self) -> None:
+        """Let it end."""
+        os.close(self.channel)
+        os.close(self.control)
+        os.waitpid(self.pid, 0)
+
+
+@pytest.fixture
+def keeper() -> Iterator[Keeper]:
+    """Start a keeper, which ends with the test."""
+    keeper = Keeper()
+    yield keeper
+    keeper.close()
+
+
+@pytest.fixture
+def opened() -> Iterator[Callable[[socket.socket], socket.socket]]:
+    """Have sockets closed at the end of the test."""
+    with contextlib.ExitStack() as stack:
+        yield stack.enter_context
+
+
+def receive(end: socket.socket) -> tuple[list[int], int]:
+    """Receive one message without waiting; return its descriptors, and the user that the kernel says has sent it."""
+    _, messages, _, _ = end.recvmsg(1, 4096, socket.MSG_DONTWAIT)
+    fds = array.array("i")
+    user = -1
+    for _, kind, data in messages:
+        if kind == socket.SCM_RIGHTS:
+            fds.frombytes(data)
+        else:
+            _, user, _ = CREDENTIALS.unpack(data)
+    return list(fds), user
+
+
+def test_files_arrive_in_a_fresh_socket(keeper: Keeper, opened: Callable[[socket.socket], socket.socket]) -> None:
+    """What is sent into a socket that was just made can be received there, from a sender that is not root."""
+    receiver = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    receiver.setsockopt(socket.SOL_SOCKET, socket.SO_PASSCRED, 1)
+    read, write = os.pipe()
+    number = keeper.take_socket(receiver.fileno())
+    assert 0 == keeper.send(number, keeper.take(read), more=True)
+    assert 0 == keeper.send(number, keeper.take(write), more=True)
+    (first,), user = receive(receiver)
+    (second,), _ = receive(receiver)
+
+    assert 0 == keeper.send(number)
+    assert os.path.sameopenfile(read, first)
+    assert os.path.sameopenfile(write, second)
+    assert 65533 == user
+    for fd in (read, write, first, second):
+        os.close(fd)
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.name)
+def test_nothing_is_sent_to_a_third_party(
+    kind: socket.SocketKind, keeper: Keeper, opened: Callable[[socket.socket], socket.socket]
+) -> None:
+    """A socket that leads to somebody else, put under the number that a client says, gets nothing."""
+    ours, theirs = map(opened, socket.socketpair(socket.AF_UNIX, kind))
+    taken = keeper.take_socket(ours.fileno())
+    sent = keeper.send(taken, keeper.take(0))
+
+    assert -errno.ENOTSOCK == taken
+    assert -errno.EBADF == sent
+    with pytest.raises(BlockingIOError):
+        receive(theirs)
+
+
+def _named(folder: Path) -> socket.socket:
+    named = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    named.bind(os.fsencode(folder / "socket"))
+    return named
+
+
+def _listening(folder: Path) -> socket.socket:
+    listening = _named(folder)
+    listening.listen()
+    return listening
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        _named,
+        _listening,
+        lambda _: socket.socket(socket.AF_UNIX, socket.SOCK_STREAM),
+        lambda _: socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM),
+        lambda _: socket.socket(socket.AF_INET, socket.SOCK_STREAM),
+    ],
+    ids=["named", "listening", "stream", "datagram", "internet"],
+)
+def test_only_a_fresh_socket_is_taken(
+    make: Callable[[Path], socket.socket],
+    keeper: Keeper,
+    opened: Callable[[socket.socket], socket.socket],
+    tmp_path: Path,
+) -> None:
+    """Any other socket is refused, and given back."""
+    other = opened(make(tmp_path))
+
+    assert -errno.ENOTSOCK == keeper.take_socket(other.fileno())
+
+
+def test_a_socket_that_is_connected_meanwhile_gets_nothing(
+    keeper: Keeper, opened: Callable[[socket.socket], socket.socket], tmp_path: Path
+) -> None:
+    """When the client connects its socket to a third party after it was taken, nothing is sent."""
+    third = opened(_listening(tmp_path))
+    receiver = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    number = keeper.take_socket(receiver.fileno())
+    receiver.connect(os.fsencode(tmp_path / "socket"))
+    accepted = opened(third.accept()[0])
+
+    assert -errno.EISCONN == keeper.send(number, keeper.take(0))
+    with pytest.raises(BlockingIOError):
+        receive(accepted)
+    with pytest.raises(BlockingIOError):
+        receive(receiver)
+
+
+def test_a_socket_cannot_be_led_elsewhere_once_it_is_connected(
+    keeper: Keeper, opened: Callable[[socket.socket], socket.socket], tmp_path: Path
+) -> None:
+    """After the first files a client can connect its socket to nothing else, nor see where it leads to."""
+    opened(_listening(tmp_path))
+    receiver = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    number = keeper.take_socket(receiver.fileno())
+    assert 0 == keeper.send(number, keeper.take(0), more=True)
+    with pytest.raises(OSError, match=r"endpoint|argument"):
+        receiver.connect(os.fsencode(tmp_path / "socket"))
+    another = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+
+    assert 0 != another.connect_ex(receiver.getpeername())
+    assert 0 == keeper.send(number)
