@@ -30,7 +30,7 @@
  *
  * Rights. The keeper is root's only where it must be. Where it can, it takes a user of its own, so that no message ever
  * carries root's credentials, and keeps CAP_SYS_PTRACE alone. That user is not "nobody", whose other processes could
- * then kill this one.
+ * then kill this one. A filter of system calls allows what the code below does, and nothing else.
  *
  * Invariants:
  * - A client's file is closed by a closer only, and so is what a client can send into. All else here waits for nothing
@@ -49,6 +49,7 @@
  */
 #define _GNU_SOURCE
 
+#include "filter.h"
 #include "keeper_protocol.h"
 #include "message.h"
 
@@ -56,11 +57,13 @@
 #include <fcntl.h>
 #include <grp.h>
 #include <linux/capability.h>
+#include <linux/kcmp.h>
 #include <pthread.h>
-#include <signal.h>
+#include <sched.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
 #include <sys/socket.h>
@@ -342,7 +345,6 @@ static int thread_group(int tid)
 static int open_task(int tid)
 {
     const int pidfd_thread = O_EXCL;
-    const int kcmp_files = 2;
     int group, pidfd = (int)syscall(SYS_pidfd_open, tid, pidfd_thread);
 
     if (pidfd >= 0 || errno != EINVAL)
@@ -351,7 +353,7 @@ static int open_task(int tid)
     group = thread_group(tid);
     if (group < 0)
         return group;
-    if (group != tid && syscall(SYS_kcmp, tid, group, kcmp_files, 0, 0) > 0)
+    if (group != tid && syscall(SYS_kcmp, tid, group, KCMP_FILES, 0, 0) > 0)
         return -EOPNOTSUPP;
     pidfd = (int)syscall(SYS_pidfd_open, group, 0);
     return pidfd >= 0 ? pidfd : -errno;
@@ -611,9 +613,9 @@ static int start_listening(void)
 static void change_user(void)
 {
     prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0);
-    if (setgroups(0, NULL) == 0 && setresgid(OWN_USER, OWN_USER, OWN_USER) == 0
-        && setresuid(OWN_USER, OWN_USER, OWN_USER) != 0)
-        errno = 0;
+    if (setgroups(0, NULL) != 0 || setresgid(OWN_USER, OWN_USER, OWN_USER) != 0
+        || setresuid(OWN_USER, OWN_USER, OWN_USER) != 0)
+        return;
 }
 
 /* Keeps of the capabilities only the one for taking files. */
@@ -651,6 +653,53 @@ static int set_limits(void)
     return records == NULL ? -ENOMEM : 0;
 }
 
+/* All that the keeper asks of the kernel from now on. It opens only /proc/TID/status, and starts threads only. */
+static int allow_calls(void)
+{
+    const struct call_rule rules[] = {
+        {SYS_recvfrom, ANY_VALUE},
+        {SYS_sendto, 5, WHOLE, 0}, /* to no address */
+        {SYS_recvmsg, ANY_VALUE},
+        {SYS_sendmsg, ANY_VALUE},
+        {SYS_futex, ANY_VALUE},
+        {SYS_pidfd_open, ANY_VALUE},
+        {SYS_pidfd_getfd, ANY_VALUE},
+        {SYS_close, ANY_VALUE},
+        {SYS_fcntl, 1, WHOLE, F_GETFL},
+        {SYS_accept4, 0, WHOLE, (uint32_t)listening},
+        {SYS_connect, ANY_VALUE},
+        {SYS_getsockname, ANY_VALUE},
+        {SYS_getpeername, ANY_VALUE},
+        {SYS_getsockopt, 1, WHOLE, SOL_SOCKET},
+        {SYS_getpid, ANY_VALUE},
+        {SYS_clock_gettime, ANY_VALUE},
+        {SYS_kcmp, 2, WHOLE, KCMP_FILES},
+        {SYS_openat, 2, O_ACCMODE | O_CREAT | O_TRUNC, O_RDONLY},
+        {SYS_read, ANY_VALUE},
+        {SYS_fstat, ANY_VALUE},
+        {SYS_newfstatat, ANY_VALUE},
+        /* Of the C library, for threads and memory. */
+        {SYS_clone, 0, CLONE_VM | CLONE_THREAD, CLONE_VM | CLONE_THREAD},
+        {SYS_mmap, 2, PROT_EXEC, 0},
+        {SYS_mprotect, 2, PROT_EXEC, 0},
+        {SYS_munmap, ANY_VALUE},
+        {SYS_mremap, ANY_VALUE},
+        {SYS_madvise, ANY_VALUE},
+        {SYS_brk, ANY_VALUE},
+        {SYS_rt_sigprocmask, ANY_VALUE},
+        {SYS_set_robust_list, ANY_VALUE},
+        {SYS_rseq, ANY_VALUE},
+        {SYS_sched_getaffinity, ANY_VALUE},
+        {SYS_getrandom, ANY_VALUE},
+        {SYS_restart_syscall, ANY_VALUE},
+        {SYS_exit, ANY_VALUE},
+        {SYS_exit_group, ANY_VALUE},
+    };
+    int error = filter_calls(rules, sizeof rules / sizeof *rules);
+
+    return error == -EOPNOTSUPP ? 0 : error;
+}
+
 /* Takes what it needs, and leaves behind all rights that it does not. */
 static int settle(void)
 {
@@ -670,9 +719,7 @@ static int settle(void)
     if (error < 0)
         return error;
     /* To change user may have made it dumpable. */
-    if (prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) != 0 || prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
-        return -errno;
-    return 0;
+    return prctl(PR_SET_DUMPABLE, 0, 0, 0, 0) == 0 ? allow_calls() : -errno;
 }
 
 int main(void)

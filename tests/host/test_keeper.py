@@ -4,8 +4,10 @@ import array
 import contextlib
 import errno
 import os
+import re
 import socket
 import struct
+import subprocess
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -14,6 +16,8 @@ import pytest
 from binderfs_fuse._ptrace import ffi, lib
 from tests.mounts import CHECKOUT
 
+HERE = Path(__file__).parent
+CAP_SYS_PTRACE = 19
 CREDENTIALS = struct.Struct("=iII")
 KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 
@@ -184,3 +188,98 @@ def test_a_socket_cannot_be_led_elsewhere_once_it_is_connected(
 
     assert 0 != another.connect_ex(receiver.getpeername())
     assert 0 == keeper.send(number)
+
+
+def test_a_keeper_is_its_own_user_with_one_right(keeper: Keeper) -> None:
+    """Every thread of it has one capability, can get no other, is filtered, and nobody else's process can kill it."""
+    expected = {
+        "Uid": "\t".join(["65533"] * 4),
+        "Gid": "\t".join(["65533"] * 4),
+        "Groups": "",
+        "CapPrm": f"{1 << CAP_SYS_PTRACE:016x}",
+        "CapEff": f"{1 << CAP_SYS_PTRACE:016x}",
+        "CapInh": "0" * 16,
+        "CapAmb": "0" * 16,
+        "NoNewPrivs": "1",
+        "Seccomp": "2",
+    }
+    for task in Path(f"/proc/{keeper.pid}/task").iterdir():
+        status = dict(line.split(":", 1) for line in (task / "status").read_text().splitlines())
+
+        assert expected == {name: status[name].strip() for name in expected}
+
+
+def test_a_keeper_has_nothing_of_who_starts_it(opened: Callable[[socket.socket], socket.socket]) -> None:
+    """It has none of the descriptors, nor of the environment, of the process that starts it, whatever they are."""
+    inherited = opened(socket.socket(socket.AF_UNIX))
+    inherited.set_inheritable(True)
+    keeper = Keeper()
+    links = sorted(re.sub(r"\d+", "", str(link.readlink())) for link in Path(f"/proc/{keeper.pid}/fd").iterdir())
+    environment = Path(f"/proc/{keeper.pid}/environ").read_bytes()
+    command = Path(f"/proc/{keeper.pid}/cmdline").read_bytes()
+    keeper.close()
+    # The control socket, the listening one and its name, and the channel.
+    named = [link for link in links if not re.fullmatch(r"/dev/null|socket:\[\]", link)]
+
+    assert b"" == environment
+    assert b"binder-keeper\0" == command
+    assert ["/dev/null"] * 3 == links[:3]
+    assert 7 == len(links)
+    assert 1 == len(named)
+    assert named[0].endswith("/socket (deleted)")
+
+
+def test_a_keeper_refuses_all_else(tmp_path: Path, opened: Callable[[socket.socket], socket.socket]) -> None:
+    """Under its filter a keeper can make no system call but its own: nothing to execute, write to, signal or trace."""
+    host = CHECKOUT / "binderfs_fuse/host"
+    sources = [HERE / "confined.c", host / "filter.c", host / "message.c"]
+    program = tmp_path / "confined"
+    subprocess.run(["cc", "-Wall", f"-I{host}", *sources, "-o", program, "-pthread"], check=True, capture_output=True)
+    ours, theirs = map(opened, socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    subprocess.run([program], stdout=theirs, check=True)
+    theirs.close()
+    told = [text.decode() for text in iter(lambda: ours.recv(100), b"")]
+
+    assert ["done"] == told
+
+
+def test_a_program_that_is_not_there_is_an_error() -> None:
+    """Where there is no program, or one that ends at once, the start fails, and leaves no process."""
+    pid = ffi.new("int *")
+
+    assert -errno.ENOENT == lib.keeper_start(b"/nowhere", pid)
+    assert -errno.EACCES == lib.keeper_start(b"/dev/null", pid)
+    assert -errno.ECHILD == lib.keeper_start(b"/bin/true", pid)
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_files_that_are_not_received_do_not_add_up(
+    keeper: Keeper, opened: Callable[[socket.socket], socket.socket]
+) -> None:
+    """What a receiver leaves in its socket is removed from there, though the receiver keeps the socket."""
+    for _ in range(40):
+        receiver = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+        read, write = os.pipe()
+        number = keeper.take_socket(receiver.fileno())
+        assert 0 == keeper.send(number, keeper.take(write), more=True)
+        assert 0 == keeper.send(number)
+        os.close(write)
+
+        assert b"" == os.read(read, 1)
+        os.close(read)
+
+
+def test_only_held_files_are_sent(keeper: Keeper, opened: Callable[[socket.socket], socket.socket]) -> None:
+    """A number that is no file of a client, or one that is on its way already, is not sent."""
+    receiver = opened(socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET))
+    file = keeper.take(0)
+    for wrong in ([-1], [3], [4], [70000], [file, file]):
+        number = keeper.take_socket(receiver.fileno())
+
+        assert -errno.EBADF == keeper.send(number, *wrong)
+    number = keeper.take_socket(receiver.fileno())
+
+    assert -errno.EBADF == keeper.send(number, number)
+    number = keeper.take_socket(receiver.fileno())
+    assert 0 == keeper.send(number, file)

@@ -84,12 +84,14 @@ def descriptors_of(pid: int) -> int:
 
 
 def keeper_of(server: int) -> int:
-    """Return the process that holds files for a server: its only child."""
+    """Return the process that holds files for a server: its child of that name."""
     parents = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            parents[int(process.name)] = int((process / "stat").read_text().rpartition(")")[2].split()[1])
-    (keeper,) = (pid for pid, parent in parents.items() if parent == server)
+            pid, _, rest = (process / "stat").read_text().partition(" ")
+            name, _, rest = rest.rpartition(") ")
+            parents[int(pid)] = name, int(rest.split()[1])
+    (keeper,) = (pid for pid, whose in parents.items() if whose == ("(binder-keeper", server))
     return keeper
 
 

@@ -122,8 +122,9 @@ def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Moun
     assert GIVEN == actor(mounted, "as 1000", "open").do("give pipe")
     assert "1 hello" == service.do("take")
     keeper = keeper_of(mounted.server)
-    until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == 5)
-    links = sorted(re.sub(r"\d+", "", str(link.readlink())) for link in Path(f"/proc/{keeper}/fd").iterdir())
+    until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == 7)
+    links = [str(link.readlink()) for link in Path(f"/proc/{keeper}/fd").iterdir()]
+    kinds = sorted(re.sub(r"\d+|/run/binder-keeper\.\w+", "", link) for link in links)
     for task in Path(f"/proc/{keeper}/task").iterdir():
         status = dict(re.findall(r"^(\w+):\s*(.*)$", (task / "status").read_text(), re.MULTILINE))
         only = f"{1 << CAP_SYS_PTRACE:016x}"
@@ -131,8 +132,9 @@ def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Moun
         assert [only, only] == [status[name] for name in ("CapPrm", "CapEff")]
         assert ["0" * 16, "0" * 16] == [status[name] for name in ("CapInh", "CapAmb")]
         assert "1" == status["NoNewPrivs"]
-        assert ("2" if options else "0") == status["Seccomp"]
-    assert [*["/dev/null"] * 3, *["socket:[]"] * 2] == links
+        assert "2" == status["Seccomp"]
+    # Control, a channel, and what it accepts the connections of receivers by.
+    assert ["/dev/null", "/dev/null", "/dev/null", "/socket (deleted)", *["socket:[]"] * 3] == kinds
 
 
 def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -> None:

@@ -1,0 +1,37 @@
+/* SPDX-License-Identifier: Apache-2.0
+ *
+ * Filters of system calls that are lists of what is allowed: see filter.c.
+ */
+#ifndef BINDERFS_FUSE_HOST_FILTER_H
+#define BINDERFS_FUSE_HOST_FILTER_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+/*
+ * Allows a system call; if `mask` is not 0, only where the low 32 bits of an argument, as far as the mask says, are
+ * `value`. A call may have several rules: one of them has to hold. Only an argument that the kernel takes as an int, or
+ * whose upper half does not matter, can be looked at.
+ */
+struct call_rule {
+    int number; /* SYS_ */
+    int argument;
+    uint32_t mask;
+    uint32_t value;
+};
+
+#define ANY_VALUE 0, 0, 0
+#define WHOLE UINT32_MAX
+
+#define CALL_RULES 256 /* as many as there may be in a list */
+
+/*
+ * filter_calls   puts a list of rules in force, for the calling thread and those that it starts, for good. What no rule
+ *                allows fails with EPERM. clone3 fails with ENOSYS, so that the C library uses clone, whose flags a
+ *                rule can see. Needs no rights: nothing that is executed gets new privileges any more. Returns 0 or a
+ *                negative errno; -EOPNOTSUPP: this kernel has no such filters, or this machine's name for itself is
+ *                unknown here.
+ */
+int filter_calls(const struct call_rule *rules, size_t count);
+
+#endif
