@@ -1,4 +1,4 @@
-"""Builds ``binderfs_fuse._ptrace``, ``host/ptrace.c`` and the calls of the keeper; Python sees what the headers say."""
+"""Builds ``binderfs_fuse._ptrace`` from what a server needs of ``host``; Python sees what the headers declare."""
 
 import runpy
 from pathlib import Path
@@ -11,14 +11,15 @@ HERE = Path(__file__).resolve().parent
 declarations = runpy.run_path(str(HERE / "_uapi_build.py"))["declarations"]
 
 ffibuilder = FFI()
-HEADERS = ("keeper.h", "ptrace.h")
+HEADERS = ("confine.h", "keeper.h", "ptrace.h")
+SOURCES = ("confine.c", "filter.c", "keeper_client.c", "message.c", "ptrace.c")
 for name in HEADERS:
     ffibuilder.cdef(declarations((HERE / "host" / name).read_text()))
 ffibuilder.set_source(
     "binderfs_fuse._ptrace",
     "\n".join(f'#include "{name}"' for name in HEADERS),
-    sources=[f"binderfs_fuse/host/{name}" for name in ("keeper_client.c", "message.c", "ptrace.c")],
+    sources=[f"binderfs_fuse/host/{name}" for name in SOURCES],
     include_dirs=["binderfs_fuse/host"],
-    depends=[f"binderfs_fuse/host/{name}" for name in (*HEADERS, "keeper_protocol.h", "message.h")],
+    depends=[f"binderfs_fuse/host/{name}" for name in (*HEADERS, "filter.h", "keeper_protocol.h", "message.h")],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )

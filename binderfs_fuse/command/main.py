@@ -42,7 +42,7 @@ options (-o):
   region=auto|passthrough|pagecache   how receive regions are made (auto)
   secctx=LABEL        the label of senders that have none (u:r:unlabeled:s0)
   priority=kernel|android             what a call hands on: nice values, or policies too (kernel)
-  seccomp             the server filters its own system calls
+  noseccomp           the server does not filter its own system calls
   log=FILE|syslog, log_level=debug|info|warning|error
   remount             change max=, ro and rw of what is mounted there
 """

@@ -194,7 +194,7 @@ def unchangeable(options: Options) -> dict[str, str]:
         "region": settings.region,
         "secctx": os.fsdecode(settings.secctx),
         "priority": settings.priority,
-        "seccomp": str(settings.seccomp),
+        "seccomp": str(settings.seccomp is not False),
         "allow_other": str(options.allow_other),
         "log": str(options.log),
         "log_level": logging.getLevelName(options.log_level).lower(),
@@ -249,9 +249,9 @@ def parse(texts: Iterable[str], base: Options) -> Options:
         elif name in ("ro", "rw"):
             options = _set(options, read_only=name == "ro")
             given.add("ro")
-        elif name == "seccomp":
-            options = _set(options, seccomp=True)
-            given.add(name)
+        elif name in ("seccomp", "noseccomp"):
+            options = _set(options, seccomp=name == "seccomp")
+            given.add("seccomp")
         elif name == "remount":
             options = replace(options, remount=True)
         elif name in _FLAGS:

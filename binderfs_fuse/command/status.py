@@ -108,7 +108,9 @@ def _report(mount: Mount) -> dict[str, Any]:
     report["calls"] = calls, time.monotonic()
     state = os.fsdecode(ask_exactly(mount, "state"))
     # A server may be of an older version than this.
-    report |= {key: said.get(key) for key in ("pid", "version", "uptime", "region", "max", "stats", "devices")}
+    report |= {
+        key: said.get(key) for key in ("pid", "version", "uptime", "region", "max", "stats", "filter", "devices")
+    }
     report["clients"] = [_client(process) for process in parse_state(state, said.get("managers", ()))]
     return report
 
@@ -151,7 +153,8 @@ def describe(report: dict[str, Any]) -> str:
     rate = report["transactions_per_second"]
     lines = [
         f"{place}: served by process {report['pid']} for {uptime}, regions {report['region']}, "
-        f"devices {' '.join(report['devices'] or ['?'])}, "
+        + ("system calls not filtered, " if report["filter"] is False else "")
+        + f"devices {' '.join(report['devices'] or ['?'])}, "
         + (f"{report['transactions']} transactions" if rate is None else f"{rate} transactions/s")
     ]
     clients = report["clients"]

@@ -65,7 +65,8 @@ def serve(
         except OSError as error:
             text = f"max={settings.maximum} leaves no room for {len(settings.devices)} devices"
             raise MountError(text, errno.ENOSPC) from error
-        Control(tree, engine, _texts(engine, plane, tree, settings, connection))
+        facts: dict[str, object] = {}
+        Control(tree, engine, _texts(engine, plane, tree, settings, connection, facts))
         channel = Channel(connection.descriptor, plane)
         pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
         # Threads have what their maker has: so before the first one.
@@ -73,8 +74,10 @@ def serve(
         # With all rights, so that it can become another user.
         _start_keeper()
         privileges.drop()
-        if settings.seccomp and (reason := privileges.confine()):
-            _log.warning("there is no filter of system calls: %s", reason)
+        unconfined = "noseccomp was said" if settings.seccomp is False else privileges.confine()
+        facts["filter"] = unconfined is None
+        if unconfined is not None and settings.seccomp:
+            _log.warning("there is no filter of system calls: %s", unconfined)
         try:
             obey = functools.partial(_obey, supervisor, plane, tree) if supervisor is not None else trio.sleep_forever
             trio.run(_run, channel, connection, ready, obey)
@@ -93,12 +96,17 @@ def _start_keeper() -> None:
 
 
 def _texts(
-    engine: Engine, plane: DevicePlane, tree: Tree, settings: Settings, connection: Connection
+    engine: Engine,
+    plane: DevicePlane,
+    tree: Tree,
+    settings: Settings,
+    connection: Connection,
+    facts: dict[str, object],
 ) -> dict[str, Callable[[], bytes]]:
     """Make what a server can be asked for.
 
-    ``info`` of itself, as JSON; two logs, which the mount may not show; and ``check``, what is wrong with the engine,
-    which is nothing.
+    ``info`` of itself, as JSON, with the `facts` that are known by then; two logs, which the mount may not show; and
+    ``check``, what is wrong with the engine, which is nothing.
     """
     began = time.time()
 
@@ -119,6 +127,7 @@ def _texts(
                 "managers": [node.debug_id for node in managers if node is not None],
                 "region": plane.kind.value,
                 "devices": [os.fsdecode(name) for name, node in tree.root.names.items() if isinstance(node, Device)],
+                **facts,
             }
         ).encode()
 

@@ -24,7 +24,7 @@ class Settings:
     `region`     how receive regions are made: ``passthrough`` (Linux 6.9 and real root), ``pagecache``, or ``auto``
     `secctx`     the label of a sender that no security module gives one
     `priority`   what a call carries to its server: ``kernel`` nice values, or ``android`` scheduling policies too
-    `seccomp`    whether the server has its system calls filtered
+    `seccomp`    whether the server has its system calls filtered; None: where that can be
     `limits`     what clients may hold, by the names of `engine.limits.Limits`, where that is not the default
     `chosen`     what can be asked for of how it was mounted, in the command's words
     """
@@ -39,6 +39,6 @@ class Settings:
     region: str = "auto"
     secctx: bytes = b"u:r:unlabeled:s0"
     priority: str = "kernel"
-    seccomp: bool = False
+    seccomp: bool | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
     chosen: Mapping[str, str] = field(default_factory=dict)

@@ -41,32 +41,37 @@
 /* Goes over the next `count` instructions unless the value is equal. */
 #define UNLESS_EQUAL(value, count) BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)(value), 0, (count))
 #define ERROR(number) (SECCOMP_RET_ERRNO | (number))
-#define LONGEST_RULE 6
+#define LONGEST_RULE 9
 
-static size_t low_word(int argument)
+/* Returns where half of an argument is. */
+static size_t position(int argument)
 {
-    size_t at = offsetof(struct seccomp_data, args) + argument * sizeof(uint64_t);
+    size_t whole = offsetof(struct seccomp_data, args) + argument % 6 * sizeof(uint64_t);
+    int is_second = (argument >= 6) == (__BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__);
 
-    return __BYTE_ORDER__ == __ORDER_LITTLE_ENDIAN__ ? at : at + sizeof(uint32_t);
+    return is_second ? whole + sizeof(uint32_t) : whole;
 }
 
 /* Stores what a rule becomes; returns how many instructions that are. */
 static int compile(const struct call_rule *rule, struct sock_filter *to)
 {
-    const struct sock_filter plain[] = {UNLESS_EQUAL(rule->number, 1), LEAVE(SECCOMP_RET_ALLOW)};
-    const struct sock_filter checked[LONGEST_RULE] = {
-        UNLESS_EQUAL(rule->number, 5),
-        LOAD(low_word(rule->argument)),
-        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, rule->mask),
-        UNLESS_EQUAL(rule->value, 1),
-        LEAVE(SECCOMP_RET_ALLOW),
-        LOAD(offsetof(struct seccomp_data, nr)),
-    };
-    const struct sock_filter *text = rule->mask ? checked : plain;
-    int length = rule->mask ? LONGEST_RULE : 2, i;
+    struct sock_filter number = LOAD(offsetof(struct seccomp_data, nr)), allow = LEAVE(SECCOMP_RET_ALLOW);
+    int checks = (rule->checks[0].mask != 0) + (rule->checks[1].mask != 0);
+    int last = checks ? 3 * checks + 2 : 1; /* where the rule ends, or the number is loaded again */
+    int length = 0, i;
 
-    for (i = 0; i < length; i++)
-        to[i] = text[i];
+    to[length++] = (struct sock_filter)UNLESS_EQUAL(rule->number, last);
+    for (i = 0; i < checks; i++) {
+        const struct argument_check *check = &rule->checks[i];
+
+        to[length++] = (struct sock_filter)LOAD(position(check->argument));
+        to[length++] = (struct sock_filter)BPF_STMT(BPF_ALU | BPF_AND | BPF_K, check->mask);
+        length++;
+        to[length - 1] = (struct sock_filter)UNLESS_EQUAL(check->value, last - length);
+    }
+    to[length++] = allow;
+    if (checks)
+        to[length++] = number;
     return length;
 }
 

@@ -9,18 +9,23 @@
 #include <stdint.h>
 
 /*
- * Allows a system call; if `mask` is not 0, only where the low 32 bits of an argument, as far as the mask says, are
- * `value`. A call may have several rules: one of them has to hold. Only an argument that the kernel takes as an int, or
- * whose upper half does not matter, can be looked at.
+ * Allows a system call, where its checks hold: the low 32 bits of an argument are `value`, as far as `mask` says. A call
+ * may have several rules: one of them has to hold. Where the kernel takes an argument for more than an int, its upper
+ * half is an argument of its own, HIGH(argument). What a pointer points to cannot be looked at.
  */
 struct call_rule {
     int number; /* SYS_ */
-    int argument;
-    uint32_t mask;
-    uint32_t value;
+    struct argument_check {
+        int argument;
+        uint32_t mask; /* 0: no check */
+        uint32_t value;
+    } checks[2];
 };
 
-#define ANY_VALUE 0, 0, 0
+#define ALLOW(call) {.number = SYS_##call}
+#define ALLOW_IF(call, ...) {.number = SYS_##call, .checks = {__VA_ARGS__}}
+#define CHECK(argument, mask, value) {argument, mask, value}
+#define HIGH(argument) ((argument) + 6)
 #define WHOLE UINT32_MAX
 
 #define CALL_RULES 256 /* as many as there may be in a list */

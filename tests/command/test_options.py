@@ -100,9 +100,10 @@ def test_ro_is_the_servers_to_keep() -> None:
 
 
 def test_the_server_can_be_confined() -> None:
-    """The server's filter of system calls is off unless it is asked for."""
-    assert not Options().settings.seccomp
-    assert parse(["seccomp"], Options()).settings.seccomp
+    """The server filters its system calls where it can, unless it is told whether to."""
+    assert Options().settings.seccomp is None
+    assert parse(["seccomp"], Options()).settings.seccomp is True
+    assert parse(["seccomp,noseccomp"], Options()).settings.seccomp is False
 
 
 def test_the_devices_attributes() -> None:

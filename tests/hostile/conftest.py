@@ -85,12 +85,12 @@ def descriptors_of(pid: int) -> int:
 
 def keeper_of(server: int) -> int:
     """Return the process that holds files for a server: its child of that name."""
-    parents = {}
+    parents: dict[int, tuple[str, int]] = {}
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
             pid, _, rest = (process / "stat").read_text().partition(" ")
             name, _, rest = rest.rpartition(") ")
-            parents[int(pid)] = name, int(rest.split()[1])
+            parents[int(pid)] = (name, int(rest.split()[1]))
     (keeper,) = (pid for pid, whose in parents.items() if whose == ("(binder-keeper", server))
     return keeper
 

@@ -46,7 +46,7 @@ def wait_for_end(*pidfds: int) -> None:
         assert ended
 
 
-@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+@pytest.mark.parametrize("options", [(), ("noseccomp",)], ids=["", "noseccomp"])
 def test_server_killed_while_a_file_cannot_be_closed(
     options: tuple[str, ...], mount_binderfs: Mount, actor: Start, hung: Hung
 ) -> None:
@@ -114,7 +114,7 @@ def test_files_that_cannot_be_closed(mounted: Mounted, actor: Start, hung: Hung)
     others_go_on(mounted, actor)
 
 
-@pytest.mark.parametrize("options", [(), ("seccomp",)], ids=["", "seccomp"])
+@pytest.mark.parametrize("options", [(), ("noseccomp",)], ids=["", "noseccomp"])
 def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Mount, actor: Start) -> None:
     """What holds files has one capability, can get no other, and has no descriptor of the server, or who started it."""
     mounted = mount_binderfs("mode=666", *options)
