@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_BIN := $(BIN)/python
 
-.PHONY: setup install uninstall manual demo test coverage mutation conformance record lint format bench soak fuzz clean
+.PHONY: setup install uninstall manual demo test coverage mutation conformance record lint format bench soak fuzz sanitize clean
 
 setup: $(VENV)/.built
 
@@ -93,6 +93,10 @@ soak: setup
 fuzz: setup
 	$(BIN)/pip install -qq --disable-pip-version-check 'atheris>=2.3'
 	$(PYTHON_BIN) -m fuzz --seconds $(DURATION)
+
+# The C parts with sanitizers, in a build of their own: the tests that drive them, and DURATION seconds of fuzzing each.
+sanitize: setup
+	tools/sanitize $(DURATION)
 
 clean:
 	rm -rf $(VENV) build dist mutants *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov

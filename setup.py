@@ -24,12 +24,25 @@ PROGRAMS = {
 COMPILE = ["-O2", "-Wall", "-Wextra", "-fPIE", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]
 LINK = ["-pie", "-Wl,-z,relro,-z,now"]
 
+# For tools/sanitize: where reports go.
+REPORTS = os.environ.get("BINDERFS_FUSE_SANITIZED")
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+# What Python is compiled with makes every overflow defined.
+SANITIZE = [*SANITIZERS, "-g", "-O1", "-fno-omit-frame-pointer", "-fno-wrapv"]
+if REPORTS:
+    PROGRAMS = {name: [*sources, "sanitized.c"] for name, sources in PROGRAMS.items()}
+    COMPILE = ["-Wall", "-Wextra", "-fPIE", f'-DREPORTS="{REPORTS}"', *SANITIZE]
+    LINK = [*LINK, *SANITIZERS]
+
 
 class BuildPrograms(build_ext):
     """Builds the programs too, for a wheel or in place."""
 
     def build_extensions(self) -> None:
         """Build the modules, then the programs that are older than their sources."""
+        for extension in self.extensions if REPORTS else ():
+            extension.extra_compile_args += SANITIZE
+            extension.extra_link_args += SANITIZERS
         super().build_extensions()
         for name, sources in PROGRAMS.items():
             paths = [str(HOST / source) for source in sources]

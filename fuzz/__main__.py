@@ -1,7 +1,10 @@
-"""Runs the fuzzers: ``python -m fuzz [engine|channel ...] [--seconds N]``.
+"""Runs the fuzzers: ``python -m fuzz [engine|channel|keeper ...] [--seconds N]``.
 
 Each target runs in a process of its own, under atheris (libFuzzer for Python: `make fuzz` installs it), from the kept
-corpus. What it finds new goes to a folder outside of the checkout. An input that breaks something is left there as
+corpus. atheris sees nothing of C. With ``--blind``, which needs no atheris, kept inputs are changed at random instead:
+so the C parts are tried under sanitizers (`make sanitize`).
+
+What is found new goes to a folder outside of the checkout. An input that breaks something is left there as
 ``TARGET-crash-...``, and ``python -m fuzz engine --play FILE`` plays it again. ``--keep FOLDER``, with
 BINDERFS_FUSE_UNCOMPILED in the environment, adds to the kept corpus what is worth it in such a folder.
 """
@@ -11,6 +14,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -22,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 HERE: Final = Path(__file__).parent
-TARGETS: Final = {"engine": "fuzz.world", "channel": "fuzz.mount"}
+TARGETS: Final = {"engine": "fuzz.world", "channel": "fuzz.mount", "keeper": "fuzz.keeper"}
 """What can be fuzzed, and the module whose `run` takes the bytes."""
 MAX_LENGTH: Final = 2048
 
@@ -49,6 +53,40 @@ def fuzz(target: str, arguments: list[str]) -> None:
         run = player(target)
     atheris.Setup([sys.argv[0], *arguments], run)
     atheris.Fuzz()
+
+
+def _changed(data: bytes, kept: list[bytes], chance: random.Random) -> bytes:
+    """Return an input like this one."""
+    changed = bytearray(data)
+    for _ in range(chance.choice((1, 2, 4, 16))):
+        at = chance.randrange(len(changed) + 1)
+        kind = chance.randrange(4)
+        if kind == 0:
+            changed[at : at + 1] = chance.randbytes(1)
+        elif kind == 1:
+            changed[at:at] = chance.randbytes(chance.randrange(1, 33))
+        elif kind == 2:
+            del changed[at : at + chance.randrange(1, 33)]
+        else:
+            other = chance.choice(kept)
+            changed[at:] = other[chance.randrange(len(other) + 1) :]
+    return bytes(changed[:MAX_LENGTH])
+
+
+def walk(target: str, seconds: int, artifact: Path) -> None:
+    """Play kept inputs, changed at random, for so long; `artifact` has the one that is played, should the process die."""
+    run = player(target)
+    kept = [file.read_bytes() for file in sorted(corpus(target).iterdir())] or [b""]
+    chance = random.Random()
+    played = 0
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        data = _changed(chance.choice(kept), kept, chance) if played >= len(kept) else kept[played]
+        artifact.write_bytes(data)
+        run(data)
+        played += 1
+    artifact.unlink(missing_ok=True)
+    print(f"stat::number_of_executed_units: {played}")
 
 
 def keep(target: str, folder: Path) -> None:
@@ -78,7 +116,16 @@ def keep(target: str, folder: Path) -> None:
             (kept / file.name[:16]).write_bytes(data)
 
 
-def _start(target: str, seconds: int, work: Path) -> subprocess.Popen[str]:
+def _start(target: str, seconds: int, work: Path, *, blind: bool) -> subprocess.Popen[str]:
+    if blind:
+        options = [target, "--walk", str(seconds), str(work / f"{target}-crash")]
+        return subprocess.Popen(
+            [sys.executable, "-m", "fuzz", *options],
+            cwd=HERE.parent,
+            stderr=subprocess.STDOUT,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
     found = work / target
     found.mkdir(parents=True)
     corpus(target).mkdir(parents=True, exist_ok=True)
@@ -110,6 +157,7 @@ def main() -> int:
     parser.add_argument("--work", type=Path, help="where new inputs and crashes go (a new folder in /tmp)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="take over what is worth it of what was found")
     parser.add_argument("--play", type=Path, metavar="FILE", help="play one input, and no more")
+    parser.add_argument("--blind", action="store_true", help="change kept inputs at random, without atheris")
     parsed = parser.parse_args()
     targets = parsed.targets or list(TARGETS)
     if parsed.play:
@@ -122,7 +170,7 @@ def main() -> int:
     status = 0
     for target in targets:
         began = time.monotonic()
-        process = _start(target, parsed.seconds, work)
+        process = _start(target, parsed.seconds, work, blind=parsed.blind)
         assert process.stdout is not None
         lines = []
         for line in process.stdout:
@@ -139,5 +187,7 @@ def main() -> int:
 if __name__ == "__main__":
     if "--inside" in sys.argv:
         fuzz(sys.argv[1], sys.argv[3:])
+    elif "--walk" in sys.argv:
+        walk(sys.argv[1], int(sys.argv[3]), Path(sys.argv[4]))
     else:
         sys.exit(main())

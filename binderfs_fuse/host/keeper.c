@@ -73,7 +73,11 @@
 #include <time.h>
 #include <unistd.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#define STACK (512 << 10)
+#else
 #define STACK (64 << 10)
+#endif
 #define SPARE_CLOSERS 2 /* that stay when there is nothing to close */
 #define CONTROL PROGRAM_CONTROL
 #define FIRST_FILE (CONTROL + 1)
