@@ -74,7 +74,7 @@ def _changed(data: bytes, kept: list[bytes], chance: random.Random) -> bytes:
 
 
 def walk(target: str, seconds: int, artifact: Path) -> None:
-    """Play kept inputs, changed at random, for so long; `artifact` has the one that is played, should the process die."""
+    """Play kept inputs, changed at random, for so long; `artifact` has the current one, should the process die."""
     run = player(target)
     kept = [file.read_bytes() for file in sorted(corpus(target).iterdir())] or [b""]
     chance = random.Random()
