@@ -690,6 +690,7 @@ static int allow_calls(void)
         ALLOW(mremap),
         ALLOW(madvise),
         ALLOW(brk),
+        ALLOW(rt_sigaction),
         ALLOW(rt_sigprocmask),
         ALLOW(set_robust_list),
         ALLOW(rseq),
