@@ -74,6 +74,7 @@ struct channel {
 
 struct lane {
     struct channel *channel;
+    _Atomic uint64_t let_go; /* a request: what its task is called by may be another task's by now */
     int32_t thread; /* the id of the one that reads or watches with it; 0 before it does */
     struct record record;
     _Alignas(8) uint8_t message[MESSAGE_MAX];
@@ -120,6 +121,11 @@ uint8_t *lane_commands(struct lane *lane)
 uint8_t *lane_data(struct lane *lane)
 {
     return lane->data;
+}
+
+void lane_let_go(struct lane *lane, uint64_t unique)
+{
+    atomic_store(&lane->let_go, unique);
 }
 
 /* ---- memory of other tasks ---- */
@@ -183,7 +189,8 @@ static void fetch_transaction(struct lane *lane)
             {(void *)(uintptr_t)transaction.data.ptr.buffer, data_size},
             {(void *)(uintptr_t)transaction.data.ptr.offsets, offsets_size},
         };
-        if (local.iov_len == 0)
+        /* The read before this one may have waited while the client was killed, and its request answered for it. */
+        if (local.iov_len == 0 || atomic_load(&lane->let_go) == record->unique)
             return;
         ssize_t done = transfer(false, record->tid, &local, remote, offsets_size ? 2 : 1);
         if (done < (ssize_t)data_size)
@@ -219,6 +226,8 @@ static void gather(struct lane *lane)
     struct record *record = &lane->record;
     struct binder_write_read request;
 
+    if (atomic_load(&lane->let_go) == record->unique)
+        return;
     if (record->tid == 0 || record->command != BINDER_WRITE_READ || record->in_size != sizeof(request) ||
         is_shunned(lane->channel, record->fh, record->uid))
         return;

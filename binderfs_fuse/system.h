@@ -91,6 +91,10 @@ void lane_lead(struct lane *lane);
  * read(/dev/fuse), which is what an idle leader does, and in the caller's memory, which is what the watcher is for. */
 int lane_receive(struct lane *lane);
 
+/* Begin no further read of memory for this request, which the lane is fetching for. A read that is under way goes on: the
+ * kernel has the task by then, and not its number. */
+void lane_let_go(struct lane *lane, uint64_t unique);
+
 /* Put back a request that was left for later into a lane that leads nothing, and fetch what it points to. Returns its
  * opcode. */
 int lane_restore(struct lane *lane, const void *message, size_t size);

@@ -459,6 +459,9 @@ class DevicePlane:
         opened = self.opens.get(handle)
         if opened is None:
             return self._control(lane, handle)
+        if lane.interrupted == unique:
+            # It may have been answered, and its thread id be another's.
+            return _result(unique, _EINTR)
         task = opened.tasks.get(tid)
         if task is None or task.nice != nice or task.euid != uid or self._android:
             if not tid:
@@ -642,6 +645,9 @@ class DevicePlane:
                         if not call.over:
                             call.open.let_go += 1
                     untouched = call in self._queued or call.elsewhere is not None
+            if call is None:
+                for server in self._crew.lanes_serving(unique):
+                    lib.lane_let_go(server.pointer, unique)
             if untouched or tasks.is_being_copied(tid):
                 self._channel.answer(_result(unique, _EINTR))
                 return

@@ -29,6 +29,8 @@
  *   block PART absent    the memory's faults are ours to serve: says "fault" when somebody touches it, and what the ioctl came
  *                        to (BR_ names, or an errno) after "serve-fault". PART is commands, data, offsets, buffer (that a PTR
  *                        object points to), read, or reply (read, but only once the reply comes)
+ *                        apart (commands, with data at an address that every process can have memory at)
+ *   watch-apart          have memory at that address; says "fault" when somebody touches it
  *   block PART FILE [N]  the memory is a mapping of page N of that file
  *   serve-fault          let it be memory after all
  *   stuck N PART         the same in N threads, with faults that nobody serves; says "0", and nothing ever after
@@ -430,17 +432,34 @@ static void do_take(void)
 
 /* ---- blocking ---- */
 
-static void *absent_page(int *fd)
+#define APART ((void *)UINT64_C(0x300000000000))
+
+static void *memory_apart(void)
+{
+    const int fixed = MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED;
+    void *page = mmap(APART, PAGE, PROT_READ | PROT_WRITE, fixed, -1, 0);
+
+    need(page == APART, "mmap");
+    return page;
+}
+
+static void watch_page(void *page, int *fd)
 {
     struct uffdio_api api = {.api = UFFD_API};
-    void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
 
-    need(page != MAP_FAILED, "mmap");
     *fd = (int)syscall(SYS_userfaultfd, O_CLOEXEC);
     need(*fd >= 0, "userfaultfd");
     need(ioctl(*fd, UFFDIO_API, &api) == 0, "UFFDIO_API");
     struct uffdio_register area = {{(uintptr_t)page, PAGE}, UFFDIO_REGISTER_MODE_MISSING, 0};
     need(ioctl(*fd, UFFDIO_REGISTER, &area) == 0, "UFFDIO_REGISTER");
+}
+
+static void *absent_page(int *fd)
+{
+    void *page = mmap(NULL, PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+
+    need(page != MAP_FAILED, "mmap");
+    watch_page(page, fd);
     return page;
 }
 
@@ -455,6 +474,15 @@ static void *watch_faults(void *unused)
         if (message.event == UFFD_EVENT_PAGEFAULT)
             say("fault");
     return NULL;
+}
+
+static void do_watch_apart(void)
+{
+    pthread_t watcher;
+
+    watch_page(memory_apart(), &fault_fd);
+    need(pthread_create(&watcher, NULL, watch_faults, NULL) == 0, "pthread_create");
+    say("0");
 }
 
 static void do_serve_fault(void)
@@ -474,6 +502,11 @@ static int block(struct talk *talk, const char *part, uint8_t *page, uint8_t *pr
 
     if (strcmp(part, "commands") == 0) {
         put_transaction(talk, BC_TRANSACTION, 1, 0, data, sizeof(data), NULL, 0);
+        memcpy(prepared, talk->commands, talk->size);
+        return exchange(talk, page, NULL, sizeof(talk->returns));
+    }
+    if (strcmp(part, "apart") == 0) {
+        put_transaction(talk, BC_TRANSACTION, 1, 0, memory_apart(), 64, NULL, 0);
         memcpy(prepared, talk->commands, talk->size);
         return exchange(talk, page, NULL, sizeof(talk->returns));
     }
@@ -1012,6 +1045,8 @@ static void act(char *line)
         say_result(setpriority(PRIO_PROCESS, 0, atoi(first)));
     else if (strcmp(verb, "fork") == 0)
         do_fork((pid_t)atol(first));
+    else if (strcmp(verb, "watch-apart") == 0)
+        do_watch_apart();
     else if (strcmp(verb, "extremes") == 0)
         do_extremes();
     else if (strcmp(verb, "device") == 0)

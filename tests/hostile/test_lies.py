@@ -1,12 +1,31 @@
 """A client that lies hurts nobody but itself: others go on, and get what is theirs."""
 
+import contextlib
+import os
+import signal
 from collections.abc import Callable
+from pathlib import Path
 
-from tests.hostile.conftest import Actor
+from tests.hostile.conftest import PATIENCE, Actor, until
 from tests.hostile.test_blocking import PARTS, others_go_on
 from tests.mounts import Mounted
 
 Start = Callable[..., Actor]
+READV = (b"310", b"270")
+IOCTL = (b"16", b"29")
+"""System calls on x86-64 and aarch64."""
+
+
+def threads(pid: int) -> list[int]:
+    """Return the threads of a process."""
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
+
+
+def calls(pid: int, tid: int) -> bytes:
+    """Return the number of the system call that a thread is in; nothing where it has ended."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/task/{tid}/syscall").read_bytes().split()[0]
+    return b""
 
 
 def test_extremes(mounted: Mounted, actor: Start, manager: Start) -> None:
@@ -85,6 +104,34 @@ def test_reused_pid(mounted: Mounted, actor: Start, manager: Start) -> None:
         assert "20" == second.do("call 20")
         others_go_on(mounted, actor)
         second.kill()
+
+
+def test_memory_of_a_reused_thread_id(mounted: Mounted, actor: Start, manager: Start) -> None:
+    """Where a read of a killed client's memory ends well after all, no further one is begun under its number."""
+    manager(mounted)
+    while True:
+        first = actor(mounted, "open")
+        assert "fault" == first.do("&block apart absent")
+        # A child must not inherit a lock that the thread which said "fault" has yet to release.
+        assert first.do("tid").isdigit()
+        (tid,) = (tid for tid in threads(first.pid) if calls(first.pid, tid) in IOCTL)
+        heir = int(first.do("fork"))
+        second = actor(mounted)
+        os.kill(first.pid, signal.SIGKILL)
+        first.process.wait(PATIENCE)
+        said = second.do(f"fork {tid}")
+        if said != "EEXIST":  # somebody else was quicker
+            break
+        os.kill(heir, signal.SIGKILL)
+    assert str(tid) == said
+    second.need("watch-apart")
+    first.tell("serve-fault")
+    assert first.do("tid") == str(heir)
+    others_go_on(mounted, actor)
+    until(lambda: not any(calls(mounted.server, tid) in READV for tid in threads(mounted.server)))
+
+    assert "0" == second.do("nice 0")
+    os.kill(heir, signal.SIGKILL)
 
 
 def test_reused_thread_id(mounted: Mounted, actor: Start, manager: Start) -> None:
