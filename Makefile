@@ -23,7 +23,7 @@ $(VENV)/.installed: $(VENV)/.packages pyproject.toml
 		$(BIN)/pip install -qq --disable-pip-version-check --no-build-isolation --editable '.[dev]'
 	touch $@
 
-PROGRAMS := binderfs_fuse/host/keeper
+PROGRAMS := binderfs_fuse/host/keeper binderfs_fuse/host/injector
 
 COMPILED := setup.py $(wildcard uapi/*.h binderfs_fuse/*_build.py binderfs_fuse/*.[ch] binderfs_fuse/host/*.[ch] \
 	binderfs_fuse/engine/*.py binderfs_fuse/fuse/*.py)

@@ -19,6 +19,7 @@ BUILDERS = ["_uapi_build", "_ptrace_build", "_system_build"]
 HOST = Path("binderfs_fuse/host")
 PROGRAMS = {
     "keeper": ["keeper.c", "filter.c", "message.c"],
+    "injector": ["injector.c", "ptrace.c", "keeper_client.c", "message.c"],
 }
 """The sources of each program, by its name; all of them are in `HOST`."""
 COMPILE = ["-O2", "-Wall", "-Wextra", "-fPIE", "-fstack-protector-strong", "-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2"]

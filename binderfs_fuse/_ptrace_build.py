@@ -11,8 +11,9 @@ HERE = Path(__file__).resolve().parent
 declarations = runpy.run_path(str(HERE / "_uapi_build.py"))["declarations"]
 
 ffibuilder = FFI()
-HEADERS = ("confine.h", "keeper.h", "ptrace.h")
-SOURCES = ("confine.c", "filter.c", "keeper_client.c", "message.c", "ptrace.c")
+HEADERS = ("confine.h", "injector.h", "keeper.h")
+SOURCES = ("confine.c", "filter.c", "injector_client.c", "keeper_client.c", "message.c")
+INCLUDED = ("filter.h", "injector_protocol.h", "keeper_protocol.h", "message.h")
 for name in HEADERS:
     ffibuilder.cdef(declarations((HERE / "host" / name).read_text()))
 ffibuilder.set_source(
@@ -20,6 +21,6 @@ ffibuilder.set_source(
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=[f"binderfs_fuse/host/{name}" for name in SOURCES],
     include_dirs=["binderfs_fuse/host"],
-    depends=[f"binderfs_fuse/host/{name}" for name in (*HEADERS, "filter.h", "keeper_protocol.h", "message.h")],
+    depends=[f"binderfs_fuse/host/{name}" for name in (*HEADERS, *INCLUDED)],
     extra_compile_args=["-O2", "-Wall", "-Wextra"],
 )

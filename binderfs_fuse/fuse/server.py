@@ -72,7 +72,7 @@ def serve(
         # Threads have what their maker has: so before the first one.
         privileges.settle()
         # With all rights, so that it can become another user.
-        _start_keeper()
+        _start_programs(filters=1 if supervisor is not None else 0)
         privileges.drop()
         unconfined = "noseccomp was said" if settings.seccomp is False else privileges.confine()
         facts["filter"] = unconfined is None
@@ -87,10 +87,10 @@ def serve(
         mounting.disconnect(connection)
 
 
-def _start_keeper() -> None:
-    """Start the process that holds clients' files: before there is a filter that forbids it."""
+def _start_programs(filters: int) -> None:
+    """Start the programs that hold and install clients' files: before there is a filter that forbids it."""
     try:
-        files.start_keeper()
+        files.start_programs(filters)
     except OSError as error:
         raise MountError(f"cannot start another process: {error.strerror}", error.errno or errno.EAGAIN) from error
 

@@ -2,7 +2,8 @@
 
 A tracer thread (`host/files.py`) calls back at each stage. Until the reply, a failure is the engine's to word, and the
 reply says so. After it, the client is stopped on its way out of its ioctl: what the reply stored is stored over, and it
-gets another result, so that it cannot tell.
+gets another result, so that it cannot tell. That is done to the stopped client, and not by its thread id, which may be
+another program's by then.
 """
 
 from __future__ import annotations
@@ -11,8 +12,7 @@ import errno
 from typing import TYPE_CHECKING
 
 from binderfs_fuse.engine.effects import Outcome
-from binderfs_fuse.host import memory
-from binderfs_fuse.host.files import File
+from binderfs_fuse.host.files import File, Instead
 
 if TYPE_CHECKING:
     from binderfs_fuse.fuse.channel import Channel
@@ -65,7 +65,7 @@ class Transfer:
         if numbers:
             self._plane.installed(self._call, self._outcome, numbers)
 
-    def _failed(self, error: int) -> int | None:
+    def _failed(self, error: int) -> Instead | None:
         call = self._call
         self._plane.transfers.pop(call.unique, None)
         if self._undelivered:
@@ -82,7 +82,7 @@ class Transfer:
             return None
         if instead is None or instead is self._outcome:
             return None
-        tid = call.task.tid
-        memory.write(tid, instead.address, bytes(instead.data))
-        memory.write(tid, call.argument, instead.argument[: call.out_size])
-        return instead.error
+        return Instead(
+            instead.error,
+            [(instead.address, bytes(instead.data)), (call.argument, bytes(instead.argument[: call.out_size]))],
+        )

@@ -2,21 +2,24 @@
 
 Theory of operation
 -------------------
-A file comes out of its sender with `get_file`, and waits as a `File`, which is a number in the *keeper*: a process that
-takes, holds, sends and closes the files of clients (`keeper.c`), so that a close that never ends cannot keep this one
-from dying, and its clients from knowing. Into the receiver it goes by the receiver's own system calls, which `ptrace.c`
-makes it run on its way out of its ioctl. So a transfer is built around the reply: a tracer thread seizes the task, has
-the reply sent, waits for the task to stop, has it install the files, lets the numbers be written where they belong, and
-lets it go. No code of the task runs in between: to it, this is one ioctl.
+Two programs of their own do what this process must not. The *keeper* (`keeper.c`) takes, holds, sends and closes the
+files of clients: a close that never ends cannot keep this process from dying, and its clients from knowing. The
+*injector* (`injector.c`) makes a client install what the keeper sends, with ptrace: it has no system call filter, so
+this process can have one.
 
-What cannot be known before the reply, that the table of descriptors is full for instance, shows when it is too late
-to reply otherwise. Then the task, still stopped, is given another result, or made to make its ioctl again (`RESTART`);
-what the first reply stored in its memory can be replaced.
+A file comes out of its sender with `get_file`, and waits as a `File`, which is a number in the keeper. It goes into the
+receiver by the receiver's own system calls, on the way out of its ioctl. So a transfer is built around the reply: the
+injector seizes the task, the reply is sent, the task stops and installs the files, the numbers are written where they
+belong, and the task is released. No code of the task runs in between: to it, this is one ioctl.
 
-ptrace knows threads, not processes: whoever seizes must do the rest. Tracer threads are started as needed, for one can
-be held up by a client that withholds memory which the kernel needs before the task can stop, or by the close of a file
-in it, and others must not wait for it. One open has `TRACERS_PER_HANDLE` of them at most, one user half of all; what
-is beyond waits its turn, and what belongs to others passes it.
+What cannot be known before the reply, such as a full table of descriptors, shows when it is too late to reply
+otherwise. Then the task, still stopped, is given another result, or made to make its ioctl again (`RESTART`). What the
+first reply stored in its memory can be replaced (`Instead`).
+
+A client can hold up the thread that waits for its transfer: it withholds memory that the kernel needs before the task
+can stop, or the close of a file hangs. Others must not wait for it, so threads are started as needed. One open has
+`TRACERS_PER_HANDLE` of them at most, one user half of all. A transfer beyond that waits its turn, and transfers of
+others pass it.
 
 Invariants
 ----------
@@ -24,19 +27,20 @@ Invariants
 - A `File` owns one number in the keeper, and is given up exactly once.
 - Callbacks come with no lock held. `File.close` and `FileInstaller.install` wait for nothing that a client can delay:
   any lock may be held.
-- A task stays seized only while its tracer is at it. A tracer that loses its task, or its way, ends, and with the
-  thread the kernel takes back all that it held: no task stays stopped, no zombie is left, no exit status is kept from
-  a parent.
+- The task is named by number only while its request is unanswered, when the number cannot be another's. After that,
+  the injector reaches it as its tracee alone (`ptrace.c`).
+- A task stays stopped only while its transfer runs. If the thread of a transfer loses its way, it closes its channel,
+  and the injector lets the task go.
 - A transfer waits only where a limit is reached that keeps it from running.
-- A channel to the keeper is one thread's at a time.
-- Nothing in this process may wait for just any child (``waitpid(-1)``): it could take the tracers' news.
+- A channel to a program is one thread's at a time.
 
-PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request.
-It is to be ignored: the request is being answered.
+PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request. It
+is to be ignored: the request is being answered.
 """
 
 from __future__ import annotations
 
+import enum
 import errno
 import logging
 import os
@@ -44,7 +48,7 @@ import select
 import threading
 import warnings
 from collections import Counter, OrderedDict, deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
@@ -64,19 +68,26 @@ MAX_TRACERS: Final = 64
 TRACERS_PER_HANDLE: Final = 8
 """Tasks that may be traced at once over one open."""
 
-_PROGRAM: Final = Path(__file__).with_name("keeper")
+_FOLDER: Final = Path(__file__).parent
+# The system call of ptrace(2) by machine, and PTRACE_SEIZE.
+_PTRACE: Final = {"x86_64": b"101", "aarch64": b"117"}
+_SEIZE: Final = 0x4206
+# The system call filters that a client is known to have beyond this process's, where nobody says.
+_INHERITED_FILTERS = 0
 
 
-class _Keeper:
-    """The process that holds the files, and the channels to it that nobody uses just now."""
+class _Program:
+    """A program that works for this process, and the channels to it that nobody uses just now.
 
-    def __init__(self) -> None:
-        """Start it; raises `OSError`."""
-        pid = ffi.new("int *")
-        self._control: int = lib.keeper_start(os.fsencode(_PROGRAM), pid)
-        if self._control < 0:
-            raise OSError(-self._control, os.strerror(-self._control))
-        self.pid: int = pid[0]
+    `purpose` says in the log what it does.
+    """
+
+    def __init__(self, control: int, pid: int, purpose: str) -> None:
+        if control < 0:
+            raise OSError(-control, os.strerror(-control))
+        self.pid = pid
+        self._control = control
+        self._purpose = purpose
         self._channels: list[int] = []
         self._gone = False
 
@@ -86,30 +97,17 @@ class _Keeper:
             return self._channels.pop()
         except IndexError:
             channel: int = lib.keeper_open(self._control)
-            return channel if channel >= 0 else self._judge(channel)
+            return channel if channel >= 0 else self.meaning(channel)
 
-    def release(self, channel: int, result: int) -> int:
-        """Take a channel back after a call that returned `result`; return what that means."""
-        if result != -errno.EPIPE:
+    def release(self, channel: int, *, reusable: bool) -> None:
+        """Take a channel back, or close it."""
+        if reusable:
             self._channels.append(channel)
-            return result
-        os.close(channel)
-        return self._judge(result)
+        else:
+            os.close(channel)
 
-    def take(self, tid: int, fd: int, user: int) -> int:
-        """Take a reference to a task's descriptor; return its number, or a negative errno."""
-        channel = self.acquire()
-        if channel < 0:
-            return channel
-        return self.release(channel, lib.keeper_take(channel, tid, fd, user))
-
-    def give_up(self, numbers: Sequence[int]) -> None:
-        """Let files be closed."""
-        # Where the keeper is gone, so are they.
-        lib.keeper_close(self._control, numbers, len(numbers))
-
-    def _judge(self, error: int) -> int:
-        """Tell one channel that could not be had from a keeper that is no more."""
+    def meaning(self, error: int) -> int:
+        """Tell one channel that could not be had from a program that is no more: -EMFILE or -EIO for -EPIPE."""
         if error != -errno.EPIPE:
             return error
         poll = select.poll()
@@ -118,35 +116,109 @@ class _Keeper:
             return -errno.EMFILE
         if not self._gone:
             self._gone = True
-            _log.error("process %d, which holds files for this one, is gone: none can be passed on", self.pid)
+            _log.error("process %d, which %s for this one, is gone: no file can be passed on", self.pid, self._purpose)
         return -errno.EIO
 
 
+class _Keeper(_Program):
+    """The program that holds the files."""
+
+    def __init__(self) -> None:
+        """Start it; raises `OSError`."""
+        pid = ffi.new("int *")
+        control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), pid)
+        super().__init__(control, pid[0], "holds files")
+
+    @property
+    def control(self) -> int:
+        """The socket that the injector gets a copy of."""
+        return self._control
+
+    def take(self, tid: int, fd: int, user: int) -> int:
+        """Take a reference to a task's descriptor; return its number, or a negative errno."""
+        channel = self.acquire()
+        if channel < 0:
+            return channel
+        result: int = lib.keeper_take(channel, tid, fd, user)
+        self.release(channel, reusable=result != -errno.EPIPE)
+        return self.meaning(result)
+
+    def give_up(self, numbers: Sequence[int]) -> None:
+        """Let files be closed."""
+        # Where the keeper is gone, so are they.
+        lib.keeper_close(self._control, numbers, len(numbers))
+
+
+class _Injector(_Program):
+    """The program that has clients install files."""
+
+    def __init__(self, keeper: _Keeper, filters: int) -> None:
+        """Start it; raises `OSError`."""
+        pid = ffi.new("int *")
+        control = lib.injector_start(os.fsencode(_FOLDER / "injector"), keeper.control, filters, pid)
+        super().__init__(control, pid[0], "installs files")
+
+    def is_seizing(self, tid: int) -> bool:
+        """Tell whether a thread of it is blocked in PTRACE_SEIZE of a task.
+
+        The kernel has the task then, and not its number. It waits for another thread of the task's process, which
+        executes a program.
+        """
+        number = _PTRACE.get(os.uname().machine)
+        try:
+            threads = os.listdir(f"/proc/{self.pid}/task")  # noqa: PTH208 - as in tasks
+        except OSError:
+            return False
+        for thread in threads:
+            call = tasks.system_call(self.pid, int(thread))
+            if len(call) > 2 and call[0] == number and (int(call[1], 16), int(call[2], 16)) == (_SEIZE, tid):
+                return True
+        return False
+
+
 _keeper: _Keeper | None = None
-_keeper_guard = threading.Lock()
+_injector: _Injector | None = None
+_programs_guard = threading.Lock()
 
 
-def start_keeper() -> None:
-    """Start the process that is to hold files, with the rights that this one has now: it drops what it does not need.
+def start_programs(filters: int = 0) -> None:
+    """Start the keeper and the injector with the rights of this process: each drops what it does not need.
 
-    Raises `OSError`. Where this is not called, the keeper starts when it is first needed.
+    `filters` is the number of system call filters that every client has beyond those of this process, and that let the
+    injector's calls pass. Raises `OSError`. Where this is not called, each program starts when it is first needed.
     """
-    global _keeper  # noqa: PLW0603 - a process has one
+    global _keeper, _injector  # noqa: PLW0603 - a process has one of each
     _keeper = _Keeper()
+    _injector = _Injector(_keeper, filters)
 
 
 def _keeper_of_all() -> _Keeper:
+    global _keeper  # noqa: PLW0603 - a process has one
     if _keeper is None:
-        with _keeper_guard:
+        with _programs_guard:
             if _keeper is None:
-                start_keeper()
-    assert _keeper is not None
+                _keeper = _Keeper()
     return _keeper
+
+
+def _injector_of_all() -> _Injector:
+    global _injector  # noqa: PLW0603 - a process has one
+    keeper = _keeper_of_all()
+    if _injector is None:
+        with _programs_guard:
+            if _injector is None:
+                _injector = _Injector(keeper, _INHERITED_FILTERS)
+    return _injector
 
 
 def keeper_pid() -> int:
     """Return the process id of the keeper."""
     return _keeper_of_all().pid
+
+
+def injector_pid() -> int:
+    """Return the process id of the injector."""
+    return _injector_of_all().pid
 
 
 def is_keeper(tid: int) -> bool:
@@ -216,7 +288,7 @@ class FileInstaller:
         *,
         reply: Callable[[], bool],
         patch: Callable[[list[int]], int | None],
-        failed: Callable[[int], int | None],
+        failed: Callable[[int], int | Instead | None],
         closes: Sequence[int] = (),
         handle: int = 0,
         user: int = 0,
@@ -234,13 +306,14 @@ class FileInstaller:
                           `patch`, unless it is gone
 
         The last two return None, or the system call's result in place of the one replied: 0, a negative errno or
-        `RESTART`. It counts only where the task is stopped.
+        `RESTART`. `failed` may return an `Instead`. It counts only where the task is stopped.
 
-        Errors: -EPERM (traced by another already, or no right to) and -ENOSYS (no such machine) come before the reply;
-        after it -ECONNABORTED (`reply` said False), -ESRCH (the task is gone), -EMFILE (too few numbers are free,
-        or the user has too many files that are not closed yet), -EOPNOTSUPP (a 32-bit task), -EFAULT (no stack), -EIO
-        (the keeper is gone), -ENOTSOCK (another thread of the task meddles), or what the task's system call filter says
-        to socketpair or recvmsg. What the user can mend is in the log, in one line.
+        Errors before the reply: -EPERM (traced by another already, or no right to), -EACCES (its system call filter may
+        refuse what has to be done, and cannot be suspended), -ENOSYS (no such machine), -EIO (a program is gone). After
+        it: -ECONNABORTED (`reply` said False), -ESRCH (the task is gone), -EMFILE (too few numbers are free, or the
+        user has too many files that are not closed yet), -EOPNOTSUPP (a 32-bit task), -EFAULT (no stack), -EIO (a
+        program is gone), -EPROTO (another thread of the task meddles). What the user can mend is in the log, in one
+        line.
 
         `closes` are passed over where not open, and are not closed where the task could not be stopped. The files
         are taken over, and closed whatever comes of it. Raises RuntimeError after `close`.
@@ -248,27 +321,12 @@ class FileInstaller:
         self._tracers.submit(_Transfer(tid, handle, user, tuple(files), tuple(closes), reply, patch, failed))
 
     def withdraw(self, tid: int) -> bool:
-        """Give up the transfer of a task that is being killed, if it still waits for a tracer; tell whether it did.
+        """Give up the transfer of a task that is being killed, if nothing of it has begun; tell whether that was so.
 
-        `failed(-ESRCH)` is called, in this thread.
+        It waits for a thread then, or the injector waits to seize the task. `failed(-ESRCH)` is called, in this thread.
         """
         transfer = self._tracers.withdraw(tid)
-        if transfer is None:
-            return False
-        transfer.give_up()
-        return True
-
-    def close_files(
-        self,
-        tid: int,
-        fds: Sequence[int],
-        *,
-        reply: Callable[[], bool],
-        closed: Callable[[], int | None],
-        failed: Callable[[int], int | None],
-    ) -> None:
-        """Close descriptors in task `tid`: `install` with nothing to install, and `closed()` for `patch`."""
-        self.install(tid, (), reply=reply, patch=lambda _: closed(), failed=failed, closes=fds)
+        return transfer is not None and transfer.give_up()
 
     def close(self) -> None:
         """Let the tracer threads end, each after what it is at."""
@@ -276,6 +334,24 @@ class FileInstaller:
 
 
 @dataclass(frozen=True, slots=True)
+class Instead:
+    """What a stopped task finds in place of what was replied.
+
+    `result` is that of its system call, as `FileInstaller.install` says; `stores` are [(address, bytes)] of its memory.
+    """
+
+    result: int
+    stores: Sequence[tuple[int, bytes]] = ()
+
+
+class _Stage(enum.Enum):
+    WAITING = enum.auto()
+    SEIZING = enum.auto()
+    BEGUN = enum.auto()
+    GIVEN_UP = enum.auto()
+
+
+@dataclass(slots=True)
 class _Transfer:
     tid: int
     handle: int
@@ -284,66 +360,102 @@ class _Transfer:
     closes: tuple[int, ...]
     reply: Callable[[], bool]
     patch: Callable[[list[int]], int | None]
-    failed: Callable[[int], int | None]
+    failed: Callable[[int], int | Instead | None]
+    stage: _Stage = _Stage.WAITING
+    guard: threading.Lock = field(default_factory=threading.Lock)
 
-    def __call__(self) -> bool:
-        """Run it; return whether this thread holds no task any more."""
+    def __call__(self) -> None:
+        """Run it."""
+        with self.guard:
+            if self.stage is _Stage.GIVEN_UP:
+                return
+            self.stage = _Stage.SEIZING
         kept = [file.detach() for file in self.files]
         try:
-            return self._run(kept)
+            self._run(kept)
         finally:
             if kept:
                 _keeper_of_all().give_up(kept)
 
-    def give_up(self) -> None:
-        """Do not run it: its task is being killed."""
-        for file in self.files:
-            file.close()
+    def give_up(self) -> bool:
+        """Give it up if nothing of it has begun; tell whether that was so. Its task is being killed."""
+        with self.guard:
+            if self.stage is _Stage.SEIZING:
+                # What is answered from now on, and so runs again, the kernel still seizes as what it was.
+                if not _injector_of_all().is_seizing(self.tid):
+                    return False
+            elif self.stage is not _Stage.WAITING:
+                return False
+            was_waiting = self.stage is _Stage.WAITING
+            self.stage = _Stage.GIVEN_UP
+        if was_waiting:
+            for file in self.files:
+                file.close()
         self.failed(-errno.ESRCH)
+        return True
 
-    def _run(self, kept: list[int]) -> bool:
+    def _run(self, kept: list[int]) -> None:
         """Run it; take out of `kept` which files are given up."""
-        tracee = ffi.new("struct tracee *", {"user": self.user})
-        error = lib.tracee_seize(tracee, self.tid)
-        if error != 0:
-            self._explain(error, _seizing)
-            self.failed(error)
-            return not tracee.dead
+        injector = _injector_of_all()
+        channel = injector.acquire()
+        if channel < 0:
+            self.failed(channel)
+            return
+        result = -errno.ESRCH
+        try:
+            # Several files get the lowest free numbers only if the socket that they come by stands above these.
+            above = tasks.end_of_free(self.tid, len(kept)) if len(kept) > 1 else 0
+            error = lib.injector_seize(channel, self.tid)
+            with self.guard:
+                if self.stage is _Stage.GIVEN_UP:
+                    return
+                self.stage = _Stage.BEGUN
+            if error == 0:
+                result = self._exchange(channel, kept, above)
+            else:
+                result = error
+                self._explain(error, _seizing)
+                self.failed(injector.meaning(error))
+        finally:
+            # If the task is gone, so is the thread at the other end. If it is not released, that end lets it go.
+            injector.release(channel, reusable=result not in (-errno.ESRCH, -errno.EPIPE))
+
+    def _exchange(self, channel: int, kept: list[int], above: int) -> int:
+        """Reply, install, and let the task go on; return what shows whether the channel is of further use."""
         replied = self.reply()
-        error = lib.tracee_stopped(tracee)
+        error: int = lib.injector_stopped(channel)
         numbers: list[int] = []
         if error == 0 and replied:
-            error, numbers = self._exchange(tracee, kept)
-        elif not replied:
+            error, numbers = self._install(channel, kept, above)
+        elif not replied and error != -errno.ESRCH:
             error = -errno.ECONNABORTED
-        if tracee.dead:
-            self.failed(-errno.ESRCH)
-            return False
+        if error in (-errno.ESRCH, -errno.EPIPE):
+            self.failed(_injector_of_all().meaning(error))
+            return error
         if error != 0:
             self._explain(error, _installing)
-        try:
-            result = self.patch(numbers) if error == 0 else self.failed(error)
-            if result == RESTART:
-                lib.tracee_restart(tracee)
-            elif result is not None:
-                lib.tracee_return(tracee, result)
-        finally:
-            lib.tracee_release(tracee)
-        return not tracee.dead
+        outcome = self.patch(numbers) if error == 0 else self.failed(error)
+        if isinstance(outcome, Instead):
+            for address, data in outcome.stores:
+                lib.injector_store(channel, address, data, len(data))
+            outcome = outcome.result
+        if outcome is None:
+            return lib.injector_release(channel, lib.INJECTOR_KEEP, 0)  # type: ignore[no-any-return]
+        if outcome == RESTART:
+            return lib.injector_release(channel, lib.INJECTOR_RESTART, 0)  # type: ignore[no-any-return]
+        return lib.injector_release(channel, lib.INJECTOR_RETURN, outcome)  # type: ignore[no-any-return]
 
-    def _exchange(self, tracee: ffi.CData, kept: list[int]) -> tuple[int, list[int]]:
-        error = lib.tracee_close(tracee, self.closes, len(self.closes)) if self.closes else 0
+    def _install(self, channel: int, kept: list[int], above: int) -> tuple[int, list[int]]:
+        error: int = lib.injector_shut(channel, self.closes, len(self.closes)) if self.closes else 0
         if error != 0 or not kept:
             return error, []
-        keeper = _keeper_of_all()
-        channel = keeper.acquire()
-        if channel < 0:
-            return channel, []
         numbers = ffi.new("int[]", len(kept))
         sent = ffi.new("int *")
-        error = lib.tracee_install(tracee, channel, kept, len(kept), numbers, sent)
+        error = lib.injector_install(channel, self.user, kept, len(kept), above, numbers, sent)
         del kept[: sent[0]]
-        return keeper.release(channel, error), list(numbers)
+        if error == -errno.EIO:
+            _keeper_of_all().meaning(-errno.EPIPE)
+        return error, list(numbers)
 
     def _explain(self, error: int, reason: Callable[[int, int], str | None]) -> None:
         text = reason(self.tid, error)
@@ -356,6 +468,8 @@ def _seizing(tid: int, error: int) -> str | None:
     if error == -errno.EPERM:
         tracer = int(_field(tid, b"TracerPid") or 0)
         return f"{_name(tracer)} traces it" if tracer else "no right to trace it (CAP_SYS_PTRACE)"
+    if error == -errno.EACCES:
+        return "its system call filter may refuse what has to be done, and cannot be suspended"
     if error == -errno.ENOSYS:
         return f"no layout of registers for {os.uname().machine}"
     return None
@@ -367,7 +481,11 @@ def _installing(_tid: int, error: int) -> str | None:
         return None
     if error == -errno.EOPNOTSUPP:
         return "a 32-bit program, or one that makes system calls in an unknown way"
-    return f"socketpair or recvmsg fails in it: {os.strerror(-error)}"
+    if error == -errno.EPROTO:
+        return "another thread changes its code, its memory or its descriptors meanwhile"
+    if error == -errno.EACCES:
+        return "its system call filter has refused what has to be done"
+    return f"a call that has to be made in it fails: {os.strerror(-error)}"
 
 
 def _field(tid: int, name: bytes) -> bytes | None:
@@ -398,8 +516,7 @@ def _complain(line: str) -> None:
 class _Tracers:
     """Threads that each run one transfer at a time: as many as there are at once, up to the limits.
 
-    A transfer returns whether its thread can go on to another. A thread ends when it cannot, or when the transfer
-    raises; those that wait get another.
+    A thread ends when its transfer raises. Transfers that wait get another thread.
     """
 
     def __init__(self, limit: int, per_handle: int) -> None:
@@ -414,6 +531,7 @@ class _Tracers:
         self._idle = 0
         self._by_handle: Counter[int] = Counter()  # running, or promised
         self._by_user: Counter[int] = Counter()
+        self._running: dict[int, _Transfer] = {}  # by thread id of the task
         self._waiting: OrderedDict[tuple[int, int], deque[_Transfer]] = OrderedDict()  # by handle and user
         self._closed = False
 
@@ -434,7 +552,7 @@ class _Tracers:
                 self._start(transfer)
 
     def withdraw(self, tid: int) -> _Transfer | None:
-        """Take back the transfer of a task, if it waits."""
+        """Return the transfer of a task, which waits no more if it did."""
         with self._lock:
             for whose, transfers in self._waiting.items():
                 for transfer in transfers:
@@ -443,7 +561,7 @@ class _Tracers:
                         if not transfers:
                             del self._waiting[whose]
                         return transfer
-        return None
+            return self._running.get(tid)
 
     def close(self) -> None:
         """Let the threads end once no transfer waits."""
@@ -462,6 +580,10 @@ class _Tracers:
             counter[key] += change
             if not counter[key]:
                 del counter[key]
+        if change > 0:
+            self._running[transfer.tid] = transfer
+        elif self._running.get(transfer.tid) is transfer:
+            del self._running[transfer.tid]
 
     def _take_next(self) -> _Transfer | None:
         """Take one that may run out of those that wait: another open's, if there is, than last time."""
@@ -484,7 +606,8 @@ class _Tracers:
         while transfer is not None:
             goes_on = False
             try:
-                goes_on = transfer()
+                transfer()
+                goes_on = True
             finally:
                 following = self._end(transfer, goes_on=goes_on)
             if not goes_on:

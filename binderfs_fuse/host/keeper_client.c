@@ -10,8 +10,6 @@
 
 #include <errno.h>
 #include <string.h>
-#include <sys/socket.h>
-#include <unistd.h>
 
 _Static_assert(KEEPER_BATCH <= MESSAGE_DESCRIPTORS, "a batch is one message");
 
@@ -22,16 +20,7 @@ int keeper_start(const char *program, int *pid)
 
 int keeper_open(int control)
 {
-    int pair[2], error;
-
-    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
-        return -errno;
-    error = send_descriptors(control, "", 1, &pair[1], 1, 0);
-    close(pair[1]);
-    if (error == 0)
-        return pair[0];
-    close(pair[0]);
-    return error;
+    return open_channel(control);
 }
 
 static int call(int channel, const struct keeper_request *request)

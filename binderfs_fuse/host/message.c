@@ -98,6 +98,20 @@ ssize_t receive_descriptors(int socket, void *data, size_t size, int *fds, int *
     return received;
 }
 
+int open_channel(int control)
+{
+    int pair[2], error;
+
+    if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
+        return -errno;
+    error = send_descriptors(control, "", 1, &pair[1], 1, 0);
+    close(pair[1]);
+    if (error == 0)
+        return pair[0];
+    close(pair[0]);
+    return error;
+}
+
 /* ---- the start of a program; the child's part ---- */
 
 /*

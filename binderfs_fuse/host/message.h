@@ -19,6 +19,7 @@
  * send_descriptors      sends `data`, `count` descriptors along with it; `flags` as of sendmsg(2). Returns 0 or a
  *                       negative errno; -EINVAL: more than MESSAGE_DESCRIPTORS.
  * receive_descriptors   as receive_message; stores up to `*count` descriptors, close-on-exec, and how many came.
+ * open_channel          sends a new socket over `control`, with one byte, and returns its other end, or a negative errno.
  * start_program         executes the file at `path` as `name`, with an empty environment, every signal blocked, /dev/null
  *                       as descriptors 0 to 2 and its end of a control socket as 3, and no other descriptor. It has
  *                       the effective capabilities of the calling thread. Waits for the program's first message, an int: 0, or the
@@ -29,6 +30,7 @@ ssize_t send_message(int socket, const void *data, size_t size);
 ssize_t receive_message(int socket, void *data, size_t size);
 int send_descriptors(int socket, const void *data, size_t size, const int *fds, int count, int flags);
 ssize_t receive_descriptors(int socket, void *data, size_t size, int *fds, int *count);
+int open_channel(int control);
 int start_program(const char *path, const char *name, int *pid);
 
 #endif

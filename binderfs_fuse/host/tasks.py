@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import errno
 import fcntl
+import itertools
 import os
 from dataclasses import dataclass, field
 from typing import Final
@@ -274,13 +275,31 @@ def is_being_copied(tid: int) -> bool:
     if numbers is None:
         return True
     for thread in os.listdir("/proc/self/task"):  # noqa: PTH208 - as everywhere here
-        try:
-            call = _read(f"/proc/self/task/{thread}/syscall").split()
-        except OSError:
-            continue
-        if call[0] in numbers and int(call[1], 16) == tid:
+        call = system_call(os.getpid(), int(thread))
+        if len(call) > 1 and call[0] in numbers and int(call[1], 16) == tid:
             return True
     return False
+
+
+def system_call(pid: int, tid: int) -> list[bytes]:
+    """Return the number and the arguments (hexadecimal) of the call that a sleeping thread of a process is in.
+
+    One word or none where the thread runs, makes no call, is gone, or may not be looked at.
+    """
+    try:
+        return _read(f"/proc/{pid}/task/{tid}/syscall").split()
+    except OSError:
+        return []
+
+
+def end_of_free(tid: int, count: int) -> int:
+    """Return the number behind the `count` lowest descriptors that are free in a task; 0 where that cannot be seen."""
+    try:
+        taken = {int(number) for number in os.listdir(f"/proc/{tid}/fd")}  # noqa: PTH208 - as everywhere here
+    except OSError:
+        return 0
+    free = (number for number in itertools.count() if number not in taken)
+    return next(itertools.islice(free, count - 1, None)) + 1
 
 
 def scheduling(tid: int) -> tuple[int, int]:

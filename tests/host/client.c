@@ -185,13 +185,15 @@ static void *end_at(void *fd)
     return NULL;
 }
 
-static void forbid_sockets(void)
+/* Forbids itself what makes and uses sockets: the kernel does `action` instead. */
+static void forbid_sockets(unsigned action)
 {
     struct sock_filter filter[] = {
         BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
-        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socketpair, 1, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socketpair, 2, 0),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_socket, 1, 0),
         BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_recvmsg, 0, 1),
-        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EACCES),
+        BPF_STMT(BPF_RET | BPF_K, action),
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
     };
     struct sock_fprog program = {sizeof filter / sizeof *filter, filter};
@@ -230,7 +232,12 @@ int main(int argc, char **argv)
         } else if (strcmp(word, "ignore") == 0)
             signal(SIGTRAP, SIG_IGN);
         else if (strcmp(word, "filter") == 0)
-            forbid_sockets();
+            forbid_sockets(SECCOMP_RET_ERRNO | EACCES);
+        else if (strcmp(word, "trap") == 0) {
+            signal(SIGSYS, handle);
+            forbid_sockets(SECCOMP_RET_TRAP);
+        } else if (strcmp(word, "kill") == 0)
+            forbid_sockets(SECCOMP_RET_KILL_PROCESS);
         else if (strcmp(word, "user") == 0)
             use_user = 1; /* gives up root once the device is open */
         else if (strcmp(word, "edge") == 0) {

@@ -178,8 +178,11 @@ def install(
 
 
 def own_descriptors() -> set[Path]:
-    """Return the descriptors that this process has open."""
-    return set(Path("/proc/self/fd").iterdir())
+    """Return the descriptors that this process has open, but for idle channels to the keeper and the injector."""
+    programs = (host_files._keeper, host_files._injector)
+    channels = {channel for program in programs if program is not None for channel in program._channels}
+    # The listing shows its own descriptor, which is closed by now.
+    return {path for path in Path("/proc/self/fd").iterdir() if int(path.name) not in channels and path.is_symlink()}
 
 
 def kept() -> int:
@@ -200,17 +203,6 @@ def same_file(pid: int, fd: int, own: int, owner: int | None = None) -> bool:
     return result == 0
 
 
-@contextlib.contextmanager
-def channel() -> Iterator[int]:
-    """Have a channel to the keeper to oneself."""
-    keeper = host_files._keeper_of_all()
-    acquired = keeper.acquire()
-
-    assert acquired >= 0
-    yield acquired
-    keeper.release(acquired, 0)
-
-
 def in_thread(work: Callable[[], None]) -> None:
     """Run something in a thread that ends afterwards."""
     with ThreadPoolExecutor(1) as pool:
@@ -227,6 +219,19 @@ def another_keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for fd in (keeper._control, *keeper._channels):
         os.close(fd)
     os.waitpid(keeper.pid, 0)
+
+
+@pytest.fixture
+def another_injector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Have files installed by an injector that is started, by the thread that first needs it, for this test alone."""
+    keeper_pid()
+    monkeypatch.setattr(host_files, "_injector", None)
+    yield
+    injector = host_files._injector
+    assert injector is not None
+    for fd in (injector._control, *injector._channels):
+        os.close(fd)
+    os.waitpid(injector.pid, 0)
 
 
 def without_capability(capability: int, work: Callable[[], None]) -> None:
@@ -598,12 +603,13 @@ def test_descriptors_are_closed_in_the_client(
     parked = device.parked.get()
     before = client.descriptors()
     outcome: SimpleQueue[int | None] = SimpleQueue()
-    installer.close_files(
+    installer.install(
         parked.tid,
-        [numbers[0], 4000, numbers[2], -1],
+        [],
         reply=lambda: parked.reply(8),
-        closed=lambda: outcome.put(None),
+        patch=lambda _: outcome.put(None),
         failed=outcome.put,
+        closes=[numbers[0], 4000, numbers[2], -1],
     )
 
     assert outcome.get() is None
@@ -713,27 +719,28 @@ def test_a_stopped_client_gets_its_files_and_stays_stopped(
 
 
 class Tracing:
-    """The steps of a transfer by hand, in this very thread."""
+    """The steps of a transfer by hand."""
 
     def __init__(self, parked: Parked) -> None:
         """Seize the task, answer it, and wait until it has stopped."""
-        self.tracee = ffi.new("struct tracee *")
-        assert lib.tracee_seize(self.tracee, parked.tid) == 0
+        self.channel = host_files._injector_of_all().acquire()
+        assert lib.injector_seize(self.channel, parked.tid) == 0
         parked.reply(7)
-        assert lib.tracee_stopped(self.tracee) == 0
+        assert lib.injector_stopped(self.channel) == 0
 
     def install(self, *fds: int) -> list[int] | int:
         """Install copies of one's own descriptors."""
         files = [duplicate(fd).detach() for fd in fds]
         numbers = ffi.new("int[]", len(files))
         sent = ffi.new("int *")
-        with channel() as to_keeper:
-            error: int = lib.tracee_install(self.tracee, to_keeper, files, len(files), numbers, sent)
+        error: int = lib.injector_install(self.channel, 0, files, len(files), 0, numbers, sent)
+        host_files._keeper_of_all().give_up(files[sent[0] :])
         return error or list(numbers)
 
     def release(self) -> int:
         """Let the task go on."""
-        error: int = lib.tracee_release(self.tracee)
+        error: int = lib.injector_release(self.channel, lib.INJECTOR_KEEP, 0)
+        os.close(self.channel)
         return error
 
 
@@ -822,7 +829,7 @@ def test_no_stack_is_an_error(
     device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
 ) -> None:
     """A client whose stack pointer points nowhere has EFAULT, and lives on."""
-    logs.expect("Bad address")
+    logs.expect("a call that has to be made in it fails: Bad address")
     client = start("nostack")
     parked = device.parked.get()
     before = client.descriptors()
@@ -842,20 +849,52 @@ def test_a_system_call_filter_does_not_matter(
     assert client.line() == "0 7"
 
 
+@pytest.mark.parametrize("word", ["filter", "trap", "kill"])
+@pytest.mark.usefixtures("another_injector")
 def test_a_system_call_filter_that_cannot_be_suspended_says_no(
-    device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
+    word: str, device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
 ) -> None:
-    """Without CAP_SYS_ADMIN the error is the filter's, and one line in the log."""
-    client = start("filter")
+    """Without CAP_SYS_ADMIN a client whose filter might object is refused before the reply, unharmed, with a line."""
+    client = start(word)
     parked = device.parked.get()
-    logs.expect(rf"task {parked.tid} \(dynamic\): socketpair or recvmsg fails in it: Permission denied")
+    logs.expect(rf"task {parked.tid} \(dynamic\): its system call filter may refuse what has to be done")
     outcome: list[list[int] | int] = []
-    without_capability(CAP_SYS_ADMIN, lambda: outcome.append(install(installer, parked, [duplicate(0)])))
+
+    def failed(_error: int) -> None:
+        parked.reply(9)
+
+    without_capability(CAP_SYS_ADMIN, lambda: outcome.append(install(installer, parked, [duplicate(0)], failed=failed)))
 
     assert [-errno.EACCES] == outcome
+    assert client.line() == "0 9"
+
+
+@pytest.mark.parametrize(("word", "error"), [("filter", errno.EACCES), ("trap", errno.EACCES)])
+@pytest.mark.usefixtures("another_injector")
+def test_a_filter_that_comes_too_late_to_be_seen_does_no_harm(
+    word: str, error: int, device: ParkingDevice, start: Callable[..., Client], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What a filter makes of a call is no descriptor, and a handler of SIGSYS neither runs nor is lost."""
+    monkeypatch.setattr(host_files, "_INHERITED_FILTERS", 1)
+    client = start(word)
+    parked = device.parked.get()
+    outcome: list[list[int] | int] = []
+
+    def transfer() -> None:
+        tracing = Tracing(parked)
+        outcome.append(tracing.install(0))
+        tracing.release()
+
+    without_capability(CAP_SYS_ADMIN, transfer)
+
+    assert [-error] == outcome
     assert client.line() == "0 7"
+    device.parked.get().reply(8)
+    assert client.line() == "0 8"
+    assert bool(int(client.status("SigCgt"), 16) & 1 << signal.SIGSYS - 1) == (word == "trap")
 
 
+@pytest.mark.usefixtures("another_injector")
 def test_a_client_that_may_not_be_traced_is_refused_before_the_reply(
     device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
 ) -> None:
@@ -894,20 +933,33 @@ def test_a_complaint_is_made_of_a_client_with_any_name(
     assert -errno.EFAULT == install(installer, parked, [duplicate(0)])
 
 
+@contextlib.contextmanager
+def debugger(tid: int) -> Iterator[int]:
+    """Have a process seize a task; it lets go when it ends."""
+    program = f"""
+import ctypes, os
+assert ctypes.CDLL(None).ptrace(0x4206, {tid}, 0, 0) == 0
+os.write(1, b".")
+os.read(0, 1)
+"""
+    process = subprocess.Popen([sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdout
+    assert process.stdout.read(1) == b"."
+    yield process.pid
+    process.communicate()
+
+
 def test_a_client_that_is_traced_is_refused(
     device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
 ) -> None:
     """Under a debugger the error is EPERM, and the log names the debugger."""
     client = start()
     parked = device.parked.get()
-    logs.expect(rf"task {parked.tid} \(dynamic\): task {os.getpid()} \(\S+\) traces it")
-    tracee = ffi.new("struct tracee *")
-    assert lib.tracee_seize(tracee, parked.tid) == 0
-    outcome = install(installer, parked, [duplicate(0)], failed=lambda _: nothing(parked.reply(9)))
+    with debugger(parked.tid) as pid:
+        logs.expect(rf"task {parked.tid} \(dynamic\): task {pid} \(\S+\) traces it")
+        outcome = install(installer, parked, [duplicate(0)], failed=lambda _: nothing(parked.reply(9)))
 
-    assert -errno.EPERM == outcome
-    assert lib.tracee_stopped(tracee) == 0
-    assert lib.tracee_release(tracee) == 0
+        assert -errno.EPERM == outcome
     assert client.line() == "0 9"
 
 
@@ -1021,15 +1073,11 @@ def test_a_client_killed_after_it_stopped_is_gone(device: ParkingDevice, start: 
     """Whatever is tried then says so."""
     client = start("thread")
 
-    def work() -> None:
-        tracing = Tracing(device.parked.get())
-        client.process.kill()
+    tracing = Tracing(device.parked.get())
+    client.process.kill()
 
-        assert -errno.ESRCH == tracing.install(0, 0)
-        assert tracing.tracee.dead
-        assert -errno.ESRCH == tracing.release()
-
-    in_thread(work)
+    assert -errno.ESRCH == tracing.install(0, 0)
+    assert -errno.EPIPE == tracing.release()
     assert -signal.SIGKILL == client.process.wait()
 
 

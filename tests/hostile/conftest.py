@@ -85,14 +85,23 @@ def descriptors_of(pid: int) -> int:
 
 def keeper_of(server: int) -> int:
     """Return the process that holds files for a server: its child of that name."""
-    parents: dict[int, tuple[str, int]] = {}
+    return _child(server, "binder-keeper")
+
+
+def injector_of(server: int) -> int:
+    """Return the process that installs files for a server: its child of that name."""
+    return _child(server, "binder-injector")
+
+
+def _child(parent: int, name: str) -> int:
+    """Return the child of a process that was started under a name."""
+    found = []
     for process in Path("/proc").glob("[0-9]*"):
         with contextlib.suppress(OSError):
-            pid, _, rest = (process / "stat").read_text().partition(" ")
-            name, _, rest = rest.rpartition(") ")
-            parents[int(pid)] = (name, int(rest.split()[1]))
-    (keeper,) = (pid for pid, whose in parents.items() if whose == ("(binder-keeper", server))
-    return keeper
+            if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == parent:
+                found += [int(process.name)] if (process / "cmdline").read_text().split("\0")[0] == name else []
+    (child,) = found
+    return child
 
 
 @pytest.fixture(scope="session")
