@@ -82,17 +82,20 @@ def is_there(path: Path) -> bool:
 
 @pytest.fixture
 def mount_binderfs(tmp_path: Path) -> Iterator[Callable[..., Mounted]]:
-    """Mount as often as called, each time in a new folder of the test's; the arguments are options."""
+    """Mount as often as called, each time in a new folder of the test's; the arguments are options.
+
+    `keywords` are those of `subprocess.run`, for the command.
+    """
     if needs_mount.args[0]:
         pytest.skip(needs_mount.kwargs["reason"])
     mounted: list[Mounted] = []
 
-    def mount(*options: str, region: str = "auto") -> Mounted:
+    def mount(*options: str, region: str = "auto", **keywords: Any) -> Mounted:
         path = tmp_path / f"binderfs{len(mounted)}"
         path.mkdir()
         new = Mounted(path, tmp_path / f"binderfs{len(mounted)}.log", region)
         mounted.append(new)
-        done = mount_py(path, "-o", ",".join((f"log={new.log}", f"region={region}", *options)))
+        done = mount_py(path, "-o", ",".join((f"log={new.log}", f"region={region}", *options)), **keywords)
         if region == "passthrough" and "region=passthrough takes" in done.stderr:
             new.announced.append("region=passthrough takes")
             pytest.skip("the kernel has no FUSE passthrough")

@@ -15,7 +15,7 @@ from errno import EMFILE, ENFILE
 from typing import TYPE_CHECKING, Any
 
 from binderfs_fuse.engine import stats
-from binderfs_fuse.engine.limits import Account, Limits
+from binderfs_fuse.engine.limits import OWN, Limits, Quota
 from binderfs_fuse.engine.logs import Logs
 from binderfs_fuse.engine.priority import NORMAL
 from binderfs_fuse.engine.process import Process
@@ -83,12 +83,12 @@ class Context:
         Raises `OSError`: EMFILE or ENFILE, see limits.py.
         """
         engine = self.engine
-        account = engine.accounts.get(euid)
-        if account is None:
-            account = engine.accounts[euid] = Account()
-        if account.opens >= engine.limits.user_opens:
-            raise OSError(EMFILE, "too many opens of this user")
-        if sum(each.opens for each in engine.accounts.values()) >= engine.limits.opens:
+        account = engine.quota.account(euid)
+        lack = engine.quota.opens.lacks(account.opens)
+        if lack:
+            engine.quota.forget(account)
+            if lack == OWN:
+                raise OSError(EMFILE, "too many opens of this user")
             raise OSError(ENFILE, "too many opens")
         process = Process(self, pid, euid, region, nice, pid_namespace, pids or {}, user_ids, scheduling, account)
         engine.processes[process] = None
@@ -107,8 +107,9 @@ class Engine:
     ) -> None:
         self.android_priority = android_priority
         self.limits = limits or Limits()
+        self.quota = Quota(self.limits)
         # By euid; one that holds nothing is forgotten.
-        self.accounts: dict[int, Account] = {}
+        self.accounts = self.quota.accounts
         self.lock = threading.Lock()
         self.clock = clock
         self.stats = Stats()

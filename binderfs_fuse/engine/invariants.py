@@ -456,7 +456,8 @@ class _Check:
         pages: Counter[int] = Counter()
         for process in self.processes:
             if process.allocation is not None:
-                objects[id(process.account)] += len(process.allocation.allocated)
+                allocated = process.allocation.allocated
+                objects[id(process.account)] += len(allocated) + sum(buffer.records for buffer in allocated.values())
                 pages[id(process.account)] += len(process.allocation.pages) - process.allocation.pages.count(0)
         for euid, account in self.engine.accounts.items():
             for name, count, held in (

@@ -109,6 +109,7 @@ class Process:
     ) -> None:
         self.account = account
         account.opens += 1
+        account.quota.opens.held += 1
         self.context = context
         self.engine = context.engine
         self.pid = pid
@@ -173,7 +174,8 @@ class Process:
 
     def is_full(self, count: int, limit: int) -> bool:
         """Whether there may not be one more of what there are `count` of here, or of anything for this user."""
-        return count >= limit or self.account.objects >= self.engine.limits.user_objects
+        account = self.account
+        return count >= limit or (account.objects >= account.object_lease and not account.has_objects(1))
 
     def thread(self, task: Task) -> Thread | None:
         """The thread of the calling task, made on its first call; None where there are too many."""
@@ -429,12 +431,12 @@ class Process:
             self.engine.freed.append(self)
             account = self.account
             account.opens -= 1
+            account.quota.opens.held -= 1
             if self.allocation is not None:
                 # The buffers that nobody has freed go with the region.
-                account.objects -= len(self.allocation.allocated)
+                account.objects -= len(self.allocation.allocated) + self.allocation.records
                 account.pages -= self.allocation.present
-            if not (account.opens or account.objects):
-                self.engine.accounts.pop(self.euid, None)
+            account.quota.forget(account)
 
 
 # -- ioctls other than BINDER_WRITE_READ: (thread, argument) -> outcome, or a step

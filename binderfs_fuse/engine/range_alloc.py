@@ -71,6 +71,7 @@ class Buffer:
         "parent",
         "pid",
         "previous",
+        "records",
         "red",
         "right",
         "size",
@@ -89,6 +90,7 @@ class Buffer:
         self.oneway_spam_suspect = False
         self.clear_on_free = False
         self.debug_id = 0
+        self.records = 0
         self.data_size = 0
         self.offsets_size = 0
         self.extra_buffers_size = 0
@@ -316,7 +318,7 @@ class FreeTree:
 class RangeAllocator:
     """The buffers of one region of `size` bytes (a multiple of the page size).
 
-    They count as objects of `account`, and there are at most `limit` of them.
+    They count as objects of `account`, as do the objects in them, and there are at most `limit` of them.
     """
 
     __slots__ = (
@@ -331,6 +333,7 @@ class RangeAllocator:
         "pages",
         "pages_high",
         "present",
+        "records",
         "size",
     )
 
@@ -339,6 +342,8 @@ class RangeAllocator:
         self.limit = limit
         # How many pages have been touched ever.
         self.present = 0
+        # How many objects the buffers in use may hold.
+        self.records = 0
         self.size = size
         self.pages = bytearray(size >> PAGE_SHIFT)
         self.pages_high = 0
@@ -411,6 +416,15 @@ class RangeAllocator:
         buffer.pid = pid
         return buffer
 
+    def keep_records(self, buffer: Buffer, count: int) -> bool:
+        """Have a buffer count for so many objects in it, too; false where the account has no room for them."""
+        if not self.account.has_objects(count):
+            return False
+        buffer.records = count
+        self.records += count
+        self.account.objects += count
+        return True
+
     def _is_spam(self, buffer: Buffer, pid: int) -> bool:
         """Whether this sender just became the suspect (binder_alloc.c `debug_low_async_space_locked`).
 
@@ -465,6 +479,10 @@ class RangeAllocator:
         self._to_lru((offset + PAGE_SIZE - 1) >> PAGE_SHIFT, (offset + size) >> PAGE_SHIFT)
         del self.allocated[offset]
         self.account.objects -= 1
+        if buffer.records:
+            self.account.objects -= buffer.records
+            self.records -= buffer.records
+            buffer.records = 0
         buffer.free = True
         buffer.target_node = None
         buffer.objects = None

@@ -351,7 +351,7 @@ def transact(
         if size > U64:
             raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3409)
         account = target_process.account
-        if account.objects >= engine.limits.user_objects:
+        if account.objects >= account.object_lease and not account.has_objects(1):
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3409)
         buffer = allocation.allocate(size or 8, thread.pid, is_async=bool(one_way and not reply))
         if isinstance(buffer, int):
@@ -360,12 +360,18 @@ def transact(
         buffer.data_size = data_size
         buffer.offsets_size = offsets_size
         buffer.extra_buffers_size = extra_buffers_size
+        if offsets_size and not allocation.keep_records(buffer, offsets_size >> 3):
+            allocation.release(buffer)
+            raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3409)
         missing = allocation.missing_pages(buffer)
         if missing is not None:
             first, end = missing
             error = -ENOMEM
-            if account.pages + end - first <= engine.limits.user_pages:
+            if account.has_pages(end - first):
+                # Another step may ask for pages before these are there.
+                account.populating += end - first
                 error = yield Populate(target_process.region, first << PAGE_SHIFT, (end - first) << PAGE_SHIFT)
+                account.populating -= end - first
             if error:
                 allocation.release(buffer)
                 raise TransactionError(BR_FAILED_REPLY, error, 3409)

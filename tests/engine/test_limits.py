@@ -7,7 +7,7 @@ from contextlib import contextmanager
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine.limits import Limits
+from binderfs_fuse.engine.limits import _COSTS, Limits, Quota
 from binderfs_fuse.engine.process import POLLERR
 from tests.engine.machine import PAGE, Caller, Client, Machine
 from tests.engine.wire import command, parcel
@@ -34,7 +34,7 @@ def told(caller: Caller, **options: int) -> tuple[list[str], tuple[str, int]]:
 
 def test_opens() -> None:
     """One open too many of the mount fails with ENFILE, of a user with EMFILE; others go on meanwhile."""
-    with limited(opens=3, user_opens=2) as machine:
+    with limited(opens=5, user_opens=2) as machine:
         first = machine.client(euid=1000)
         machine.client(euid=1000)
         with pytest.raises(OSError, match="of this user") as of_user:
@@ -186,6 +186,32 @@ def test_buffers() -> None:
         assert SENT == again
 
 
+def test_objects_in_a_buffer() -> None:
+    """Each object that a buffer may hold counts for the receiver's user until the buffer is freed."""
+    with limited(user_objects=40) as machine:
+        manager = machine.manager()
+        account = manager.process.account
+        client = machine.client(euid=1000)
+        before = account.objects
+        few, many = parcel(), parcel()
+        for ptr in range(50):
+            many.binder(ptr)
+        for ptr in range(5):
+            few.binder(ptr)
+        sent = client.tell(0, few).names
+        held = account.objects - before
+        refused = client.tell(0, many).names[-1]
+        error = client.extended_error()
+        manager.free(manager.read().received)
+
+        # The buffer, its objects, and the refs to them.
+        assert FAILED[-1] not in sent
+        assert 1 + 5 + 5 == held
+        assert FAILED[-1] == refused
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+        assert before == account.objects
+
+
 def test_unread_work() -> None:
     """A thread that sends and never reads is stopped; when it has read, it is served."""
     with limited(unread=3) as machine:
@@ -233,12 +259,16 @@ def test_objects_of_a_user() -> None:
         _, other = context(machine, 2000, "two")
         account = client.process.account
         pointers = iter(range(0x10, 0x1000))
-        while account.objects < 9:
-            client.tell(0, parcel().binder(next(pointers)))
+        while "BR_FAILED_REPLY" not in client.tell(0, parcel().binder(next(pointers))).names:
+            pass
+        while client.tell(0).names == SENT:
+            pass
+        held = account.objects
         nothing = client.tell(0).names
         thread = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
         of_other = other.tell(0, parcel().binder(0x10)).names[-1]
 
+        assert 9 == held
         assert FAILED == nothing
         assert -errno.ENOMEM == thread
         assert SENT[-1] == of_other
@@ -256,3 +286,92 @@ def test_a_flood_leaves_others_their_share() -> None:
         manager.serve()
 
         assert ["BR_NOOP", "BR_TRANSACTION_COMPLETE", "BR_REPLY"] == call.names
+
+
+def test_pages_of_all() -> None:
+    """One user gets half of all pages at most, however many one user may have, and another user a share of the rest."""
+    with limited(pages=12, user_pages=100) as machine:
+        taken = []
+        for euid in (1000, 2000):
+            manager, client = context(machine, euid, str(euid))
+            while client.tell(0, bytes(PAGE)).names == SENT:
+                pass
+            taken.append(manager.process.account.pages)
+        error = client.extended_error()
+
+        assert [6, 3] == taken
+        assert ("BR_FAILED_REPLY", -errno.ENOMEM) == error
+
+
+def test_pages_that_are_being_made_present_count() -> None:
+    """While a step waits for its pages another one cannot have them, too."""
+    account = Quota(Limits(pages=1000, user_pages=10)).account(0)
+
+    assert account.has_pages(6)
+
+    account.populating += 6
+
+    assert not account.has_pages(6)
+    assert account.has_pages(4)
+
+
+def test_shares_shrink_with_the_number_of_users() -> None:
+    """k users leave a share of 1 / (k + 1), which no client can use up, to the next one."""
+    quota = Quota(Limits(objects=1200, user_objects=1200))
+    shares = []
+    for uid in range(3):
+        account = quota.account(uid)
+        while account.has_objects(1):
+            account.objects += 1
+        shares.append(account.objects)
+
+    assert [600, 300, 150] == shares
+    assert 1050 == quota.objects.held
+
+
+def test_leases_are_given_back() -> None:
+    """What accounts have leased and do not hold goes to others, also where its user has no open that could end."""
+    quota = Quota(Limits(objects=1 << 16, user_objects=1 << 16))
+    for uid in range(1000):
+        account = quota.account(uid)
+        account.opens = 1
+        assert account.has_objects(60)
+    needy = quota.account(5000)
+    tries = 0
+    while not needy.has_objects(1 << 15):
+        tries += 1
+        assert tries < 1000
+
+    assert quota.objects.held == sum(account.object_lease for account in quota.accounts.values())
+
+
+@pytest.mark.parametrize("memory", [1 << 20, 64 << 20, 1 << 30, 1 << 34])
+def test_the_sum_is_below_the_memory(memory: int) -> None:
+    """What all limits of all users stand for, at what one of each costs, takes no more than there is."""
+    limits = Limits().within(memory)
+
+    assert sum(getattr(limits, name) * cost for name, cost in _COSTS.items()) <= memory * 29 // 32
+
+
+def test_a_lowered_total_takes_nothing_away() -> None:
+    """With less memory than before what is held stays, and nothing more can be had until less is held."""
+    quota = Quota(Limits())
+    account = quota.account(0)
+    assert account.has_pages(1000)
+    account.pages = 1000
+    quota.resize(Limits().within(1 << 20))
+
+    assert not account.has_pages(1)
+
+    account.pages = 10
+    account.cut()
+
+    assert account.has_pages(1)
+
+
+def test_the_first_one_is_never_refused() -> None:
+    """A limit of one is one, though half of it is nothing."""
+    with limited(opens=1) as machine:
+        machine.client()
+        with pytest.raises(OSError, match="too many opens"):
+            machine.client()

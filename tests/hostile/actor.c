@@ -21,6 +21,9 @@
  *   tell-unread N        N one-way calls whose returns are read only in the end; says how many of them went well
  *   receive N            read N calls without answering; says "N"
  *   free                 free the buffer received last
+ *   answer SIZE          answer calls for ever, each with SIZE bytes
+ *   hoard N              open the device N times more, map 4 MiB each, make one call over each, and keep the answer; says "N", or
+ *                        where it went wrong, as call does
  *   give pipe|FD         a one-way call with a descriptor: one end of a pipe with "hello" in it, or that number; says the BR_
  *                        names that came back
  *   take                 read one call; says how many descriptors it carried, and what can be read from the first
@@ -87,6 +90,7 @@
 
 #define PAGE 4096
 #define REGION (1024 * 1024)
+#define LARGE_REGION (4 * 1024 * 1024)
 #define LINE 512
 
 static char *device_path;
@@ -347,6 +351,45 @@ static void do_serve(long count)
         exchange(&talk, NULL, NULL, 0);
     }
     say("%llu", (unsigned long long)sum);
+}
+
+static void do_answer(size_t size)
+{
+    struct talk talk = {0};
+    uint8_t *answer = malloc(size);
+
+    need(answer != NULL, "malloc");
+    memset(answer, 1, size);
+    put(&talk, BC_ENTER_LOOPER, NULL, 0);
+    while (converse(&talk) == 0 && talk.last == BR_TRANSACTION) {
+        put_free(&talk, talk.received.data.ptr.buffer);
+        put_transaction(&talk, BC_REPLY, 0, 0, answer, size, NULL, 0);
+        exchange(&talk, NULL, NULL, 0);
+    }
+    say("%s", talk.last ? return_name(talk.last) : strerrorname_np(errno));
+}
+
+static void do_hoard(long count)
+{
+    for (long i = 0; i < count; i++) {
+        struct talk talk = {0};
+
+        device = open(device_path, O_RDWR | O_CLOEXEC);
+        if (device < 0 || mmap(NULL, LARGE_REGION, PROT_READ, MAP_PRIVATE | MAP_NORESERVE, device, 0) == MAP_FAILED) {
+            say("%ld %s", i, strerrorname_np(errno));
+            return;
+        }
+        put_transaction(&talk, BC_TRANSACTION, 1, 0, NULL, 0, NULL, 0);
+        if (converse(&talk) < 0) {
+            say("%ld %s", i, strerrorname_np(errno));
+            return;
+        }
+        if (talk.last != BR_REPLY) {
+            say("%ld %s %d", i, return_name(talk.last), extended_error());
+            return;
+        }
+    }
+    say("%ld", count);
 }
 
 static binder_uintptr_t held;
@@ -1011,6 +1054,10 @@ static void act(char *line)
         do_receive(atol(first));
     else if (strcmp(verb, "free") == 0)
         do_free();
+    else if (strcmp(verb, "answer") == 0)
+        do_answer((size_t)atol(first));
+    else if (strcmp(verb, "hoard") == 0)
+        do_hoard(atol(first));
     else if (strcmp(verb, "give") == 0)
         do_give(first);
     else if (strcmp(verb, "take") == 0)
