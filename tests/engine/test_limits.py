@@ -316,7 +316,7 @@ def test_pages_that_are_being_made_present_count() -> None:
 
 
 def test_shares_shrink_with_the_number_of_users() -> None:
-    """k users leave a share of 1 / (k + 1), which no client can use up, to the next one."""
+    """Of k users each leaves a share of 1 / (k + 1), which no client can use up, to the next one."""
     quota = Quota(Limits(objects=1200, user_objects=1200))
     shares = []
     for uid in range(3):
@@ -337,6 +337,7 @@ def test_leases_are_given_back() -> None:
         account.opens = 1
         assert account.has_objects(60)
     needy = quota.account(5000)
+    needy.opens = 1
     tries = 0
     while not needy.has_objects(1 << 15):
         tries += 1

@@ -52,14 +52,16 @@ def _parents() -> Iterator[tuple[Path, bool]]:
 @contextlib.contextmanager
 def memory_group(name: str) -> Iterator[MemoryGroup]:
     """Make a memory cgroup for a while; skip the test where none can be made. Members end before it does."""
+    group = None
     for parent, unified in _parents():
         folder = parent / f"binderfs-fuse-{os.getpid()}-{name}"
         with contextlib.suppress(OSError):
             folder.mkdir()
+            group = MemoryGroup(folder, unified=unified)
             break
-    else:
+    if group is None:
         pytest.skip("there is no memory cgroup in which another one can be made")
     try:
-        yield MemoryGroup(folder, unified=unified)
+        yield group
     finally:
-        folder.rmdir()
+        group.folder.rmdir()
