@@ -12,12 +12,14 @@ back, and amends two kinds:
 - OPEN of a device, so that the client's mmap maps the open's memfd (`host/region.py`): FOPEN_PASSTHROUGH and the
   backing id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
 
-INTERRUPT never goes to pyfuse3, which could do nothing with it: what the tree does is soon done.
+INTERRUPT never goes to pyfuse3, which could do nothing with it: what the tree does is soon done. What is not, the READ
+of a log, never goes to pyfuse3 either (`texts.py`).
 
-One LOOKUP at a time goes to pyfuse3, of those that wait the **newest** first. Each open of a device has an inode of its
-own, so of N processes that open at once each finds that the answer under way names another one's file, and asks again:
-in the order of their coming that makes some N * N of them, 25 s for 1,000 processes. The newest one's process finds
-nothing to doubt. So that none waits forever, every eighth turn is the oldest one's.
+One LOOKUP at a time goes to pyfuse3. Users that have some waiting take turns; of one user's the **newest** goes first.
+Each open of a device has an inode of its own, so of N processes that open at once each finds that the answer under way
+names another one's file, and asks again: in the order of their coming that makes some N * N of them, 25 s for 1,000
+processes. The newest one's process finds nothing to doubt. So that none waits forever, every eighth turn of a user is
+the oldest one's.
 
 Whether the kernel passes through shows when INIT has been answered: a backing file is tried at once. It needs Linux 6.9
 and CAP_SYS_ADMIN outside of any user namespace.
@@ -39,7 +41,7 @@ import socket
 import sys
 import threading
 from collections import deque
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from binderfs_fuse import uapi
 from binderfs_fuse._system import ffi, lib
@@ -60,7 +62,7 @@ _SO_SNDBUFFORCE: Final = 32
 _MAX_WRITE: Final = 4096
 _SHORT: Final[int] = lib.EVENT_SHORT
 _FLAG2_PASSTHROUGH: Final = uapi.FUSE_PASSTHROUGH >> 32
-# So often is it the turn of the LOOKUP that has waited longest.
+# So often is it the turn of the user's LOOKUP that has waited longest.
 _FAIR_TURN: Final = 8
 # A thread that computes lets go of the interpreter after this many seconds if another one wants it.
 _SWITCH_INTERVAL: Final = 0.0005
@@ -76,6 +78,7 @@ _REFUSED: Final = (
 
 _IN_SIZE: Final = uapi.fuse_in_header.size
 _OUT_SIZE: Final = uapi.fuse_out_header.size
+_UID_IN: Final[int] = uapi.fuse_in_header.offsets["uid"]
 _FLAGS_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags"]
 _FLAGS2_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags2"]
 _INIT_OUT: Final = {name: _OUT_SIZE + offset for name, offset in uapi.fuse_init_out.offsets.items()}
@@ -90,15 +93,61 @@ def _put(message: memoryview | bytearray, offset: int, value: int) -> None:
     message[offset : offset + 4] = value.to_bytes(4, sys.byteorder)
 
 
+class _Lookups:
+    """The LOOKUPs that wait, by user: a `unique` and a message each."""
+
+    def __init__(self) -> None:
+        # Users in the order of their turns; a queue is in the order of its requests' coming.
+        self._queues: dict[int, deque[tuple[int, bytes]]] = {}
+        self._turns: dict[int, int] = {}
+
+    def add(self, uid: int, unique: int, message: bytes) -> None:
+        """Let a request wait."""
+        queue = self._queues.get(uid)
+        if queue is None:
+            queue = self._queues[uid] = deque()
+            self._turns[uid] = 0
+        queue.append((unique, message))
+
+    def take(self) -> tuple[int, bytes] | None:
+        """Take the request whose turn it is, if any waits."""
+        for uid in self._queues:
+            queue = self._queues.pop(uid)
+            turn = self._turns.pop(uid) + 1
+            taken = queue.pop() if turn % _FAIR_TURN else queue.popleft()
+            if queue:
+                # The user goes to the end.
+                self._queues[uid] = queue
+                self._turns[uid] = turn
+            return taken
+        return None
+
+
+class Reads(Protocol):
+    """What serves READs of files other than devices, as far as these have text."""
+
+    def attach(self, post: Callable[..., None], answer: Callable[[int, int, bytes], object]) -> None:
+        """Take what calls a function in a thread, and what answers a READ: unique, 0 or a negative errno, data."""
+
+    def has(self, handle: int) -> bool:
+        """Tell whether READs of this open are served here."""
+
+    def read(self, unique: int, handle: int, offset: int, size: int) -> tuple[int, bytes] | None:
+        """Serve a READ: 0 or a negative errno, and data; None: it is answered later. Never waits."""
+
+    def withdraw(self, unique: int) -> bool:
+        """Take back a READ that is to be answered later; tell whether there was such a one."""
+
+
 class Channel:
-    """All traffic of one mount, over `fuse_fd`, which it takes over.
+    """All traffic of one mount, over `fuse_fd`, which it takes over; `reads` serves those of logs.
 
     `tree_fd` is for pyfuse3 to take over. Nothing is read before `start`. `closed` is set when the connection has
     ended; `hang_up`, which one may replace, is called then, by a thread of the channel. It makes pyfuse3's main loop
     raise `OSError`.
     """
 
-    def __init__(self, fuse_fd: int, devices: DevicePlane) -> None:
+    def __init__(self, fuse_fd: int, devices: DevicePlane, reads: Reads | None = None) -> None:
         self._fuse_fd = fuse_fd
         os.set_inheritable(fuse_fd, False)
         # For ever: a thread that is stuck may come back to it at any time.
@@ -116,11 +165,13 @@ class Channel:
         # Whose replies are to be amended: INIT, with the second half of the flags offered; OPEN, by `unique`.
         self._offered: int | None = None
         self._opening: set[int] = set()
-        # The LOOKUP that pyfuse3 has, by `unique`, or 0; those that wait, in the order of their coming.
+        # The LOOKUP that pyfuse3 has, by `unique`, or 0; those that wait.
         self._lookup = 0
-        self._lookups: deque[tuple[int, bytes]] = deque()
-        self._turn = 0
+        self._lookups = _Lookups()
         self._lookups_guard = threading.Lock()
+        self._reads = reads
+        if reads is not None:
+            reads.attach(self.crew.post, self._answer_read)
         self.closed = threading.Event()
         self.hang_up: Callable[[], object] = self._hang_up
 
@@ -178,8 +229,12 @@ class Channel:
             return False
         return True
 
-    def relay(self, lane: Lane) -> None:
-        """Hand the request at hand to pyfuse3."""
+    def withdraw(self, unique: int) -> bool:
+        """Take back the READ of a log that waits for its text; tell whether there was such a one."""
+        return self._reads is not None and self._reads.withdraw(unique)
+
+    def relay(self, lane: Lane) -> Answer | None:
+        """Hand the request at hand to pyfuse3, or to who reads logs; return the answer if it is known already."""
         fields = lane.fields
         message: bytes | bytearray = lane.message[: fields.length]
         opcode = fields.opcode
@@ -187,14 +242,20 @@ class Channel:
             self._opening.add(fields.unique)
         elif opcode == uapi.FUSE_INIT:
             message = self._offer(bytearray(message))
+        elif opcode == uapi.FUSE_READ and self._reads is not None:
+            handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(message, _IN_SIZE)
+            if self._reads.has(handle):
+                served = self._reads.read(fields.unique, handle, offset, size)
+                return None if served is None else plain(fields.unique, served[0], served[1])
         elif opcode == uapi.FUSE_LOOKUP:
             with self._lookups_guard:
                 if self._lookup:
-                    self._lookups.append((fields.unique, lane.message[: fields.length]))
-                    return
+                    self._lookups.add(_get(message, _UID_IN), fields.unique, lane.message[: fields.length])
+                    return None
                 self._lookup = fields.unique
         if not self._send(fields.unique, message) and opcode == uapi.FUSE_LOOKUP:
             self._look_up_next()
+        return None
 
     def _send(self, unique: int, message: bytes | bytearray) -> bool:
         """Send pyfuse3 a request; false where it has left, which is answered."""
@@ -210,11 +271,11 @@ class Channel:
         """Send pyfuse3 the next LOOKUP, if any waits: it has none now."""
         while True:
             with self._lookups_guard:
-                if not self._lookups:
+                taken = self._lookups.take()
+                if taken is None:
                     self._lookup = 0
                     return
-                self._turn += 1
-                unique, message = self._lookups.pop() if self._turn % _FAIR_TURN else self._lookups.popleft()
+                unique, message = taken
                 self._lookup = unique
             if self._send(unique, message):
                 return
@@ -308,6 +369,9 @@ class Channel:
                 _log.error("writing to /dev/fuse: %s", error.strerror)
                 if unique := _get(message, 8, 8):
                     self.answer(plain(unique, -errno.EIO))
+
+    def _answer_read(self, unique: int, error: int, data: bytes) -> None:
+        self.answer(plain(unique, error, data))
 
     def answer(self, answer: Answer) -> int:
         """Answer a request now. Return the bytes stored in the caller; fewer than there were: it is not answered."""

@@ -561,8 +561,7 @@ class DevicePlane:
         handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(lane.message, _BODY)
         opened = self.opens.get(handle)
         if opened is None:
-            self._channel.relay(lane)
-            return None
+            return self._channel.relay(lane)
         if opened.region.kind is Kind.PASSTHROUGH:
             return plain(lane.fields.unique, -errno.EINVAL)
         return plain(lane.fields.unique, 0, opened.region.read(offset, size))
@@ -582,6 +581,8 @@ class DevicePlane:
         (unique,) = uapi.fuse_interrupt_in.unpack_from(lane.message, _BODY)
         if self._crew.withdraw(unique):
             return _result(unique, _EINTR)
+        if self._channel.withdraw(unique):
+            return plain(unique, _EINTR)
         with self._lock:
             call = self._parked.get(unique)
             if call is not None and call.wait is not None:
@@ -596,6 +597,9 @@ class DevicePlane:
                     call.interrupted = True
                 for server in self._crew.lanes_serving(unique):
                     server.interrupted = unique
+                    if server.fields.opcode == uapi.FUSE_READ and self._channel.withdraw(unique):
+                        # A thread that led before this one has only now let it wait.
+                        return plain(unique, _EINTR)
         if lane.work:
             return self.work_off(lane, None)
         if unique in self.transfers:

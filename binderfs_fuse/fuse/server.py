@@ -67,7 +67,7 @@ def serve(
             raise MountError(text, errno.ENOSPC) from error
         facts: dict[str, object] = {}
         Control(tree, engine, _texts(engine, plane, tree, settings, connection, facts))
-        channel = Channel(connection.descriptor, plane)
+        channel = Channel(connection.descriptor, plane, tree.texts)
         pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
         # Threads have what their maker has: so before the first one.
         privileges.settle()

@@ -32,6 +32,7 @@ from pyfuse3 import FUSEError
 
 from binderfs_fuse import uapi
 from binderfs_fuse.fuse.settings import MAX_DEVICES
+from binderfs_fuse.fuse.texts import Texts
 from binderfs_fuse.host.region import SIZE as REGION_SIZE
 from binderfs_fuse.host.region import Kind
 
@@ -41,6 +42,7 @@ if TYPE_CHECKING:
     from binderfs_fuse.engine.context import Context, Engine, Task
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.fuse.settings import Settings
+    from binderfs_fuse.fuse.texts import Source
 
     Text: TypeAlias = Callable[[], Iterator[str]]
     Owner: TypeAlias = tuple[int, int]
@@ -60,8 +62,6 @@ _FIRST_PASSING_INODE: Final = 1 << 21
 # How long it takes to make a log until others have a turn, and how long that is at least, in seconds.
 _TURN: Final = 0.0003
 _PAUSE: Final = 0.0005
-# Logs that are made for one user at the same time.
-_TAKERS: Final = 4
 
 # How long the kernel may keep attributes, in seconds. It changes those of fixed things itself (SETATTR); only a
 # directory's times change behind its back.
@@ -181,18 +181,6 @@ class Passing:
         self.refused = False
 
 
-class Reader:
-    """A user's open file, the text that its reads are served from, and how long it was if it was read to its end."""
-
-    __slots__ = ("file", "length", "snapshot", "uid")
-
-    def __init__(self, file: File, uid: int) -> None:
-        self.file = file
-        self.uid = uid
-        self.snapshot: bytes | None = None
-        self.length: int | None = None
-
-
 class ControlOpen:
     """An open of binder-control; `snapshot` is for whoever serves an ioctl of it to keep something until the next."""
 
@@ -277,10 +265,9 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         self._passing = itertools.count(_FIRST_PASSING_INODE)
         self._handles = itertools.count(1)
         self._inodes: dict[int, Node | Passing] = {}
-        # By user: bytes of logs that readers keep, and who may take one at a time.
-        self._log_bytes: Counter[int] = Counter()
-        self._takers: dict[int, trio.CapacityLimiter] = {}
-        self._open: dict[int, Reader | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
+        self.texts = Texts(engine.quota, self._take_source)
+        """What serves reads of logs. They do not come here, but from the channel."""
+        self._open: dict[int, File | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
 
         self.root = Directory(owner, pyfuse3.ROOT_INODE, None, fixed=False)
         self._inodes[pyfuse3.ROOT_INODE] = self.root
@@ -668,7 +655,8 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
                 self._want_write()
             if flags & os.O_TRUNC:
                 node.size = 0
-            self._open[handle] = Reader(node, ctx.uid)
+            self._open[handle] = node
+            self.texts.open(handle, node, ctx.uid)
             return pyfuse3.FileInfo(fh=handle, direct_io=True)
         self._open[handle] = opened = ControlOpen(self)
         self._plane.register_control(handle, opened.ioctl)
@@ -706,8 +694,8 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Forget an open file."""
         opened = self._open.pop(fh)
-        if isinstance(opened, Reader):
-            self._keep(opened, None)
+        if isinstance(opened, File):
+            self.texts.close(fh)
         elif isinstance(opened, ControlOpen):
             self._plane.release(fh)
         elif isinstance(opened, tuple):
@@ -734,54 +722,37 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             self._plane.flush(fh)
 
     async def read(self, fh: pyfuse3.FileHandleT, off: int, size: int) -> bytes:
-        """Return part of a file's text, which is taken when it is read from the start, and kept until its end.
+        """Refuse with EINVAL what is no log, as where there is no read operation."""
+        del fh, off, size
+        _refuse(errno.EINVAL)
 
-        EINVAL: devices. ENOMEM: the user has begun to read too much that he has not read to the end.
-        """
-        reader = self._open[fh]
-        if not isinstance(reader, Reader):
-            _refuse(errno.EINVAL)
-        if not off or (reader.snapshot is None and (reader.length is None or off < reader.length)):
-            takers = self._takers.setdefault(reader.uid, trio.CapacityLimiter(_TAKERS))
-            snapshot = await trio.to_thread.run_sync(self.take, reader.file.text, limiter=takers)
-            self._keep(reader, snapshot)
-        text = reader.snapshot or b""
-        data = text[off : off + size]
-        if len(data) < size and reader.snapshot is not None:
-            reader.length = len(text)
-            self._keep(reader, None)
-        return data
+    def _take_source(self, source: Source, check: Callable[[int], None]) -> bytes:
+        return self.take(source.text, check)
 
-    def _keep(self, reader: Reader, snapshot: bytes | None) -> None:
-        """Let a reader have this text. ENOMEM: then it has none."""
-        kept = self._log_bytes
-        kept[reader.uid] -= len(reader.snapshot or b"")
-        reader.snapshot = None
-        if snapshot and kept[reader.uid] and kept[reader.uid] + len(snapshot) > self._engine.limits.user_log_bytes:
-            _refuse(errno.ENOMEM)
-        reader.snapshot = snapshot
-        kept[reader.uid] += len(snapshot or b"")
-        if not kept[reader.uid]:
-            del kept[reader.uid]
-
-    def take(self, text: Text) -> bytes:
+    def take(self, text: Text, check: Callable[[int], None] | None = None) -> bytes:
         """Collect a text, with the engine locked for one piece at a time: what is long must not stop it for long.
 
-        Neither lock nor interpreter goes to who has waited longest, but to who asks next, and that would be this again,
-        before anybody else has woken up. So between pieces it sleeps.
+        `check` is called with the length after each piece, and may raise. Neither lock nor interpreter goes to who has
+        waited longest, but to who asks next, and that would be this again, before anybody else has woken up. So
+        between pieces it sleeps.
         """
         self._plane.find_mappings()
         chunks: list[bytes] = []
+        length = 0
         with self._engine.lock:
             source = text()
         began = time.monotonic()
         while True:
+            if check is not None:
+                check(length)
             with self._engine.lock:
                 chunk = next(source, None)
             self._plane.wake()
             if chunk is None:
                 return b"".join(chunks)
-            chunks.append(chunk.encode(errors="surrogateescape"))
+            encoded = chunk.encode(errors="surrogateescape")
+            length += len(encoded)
+            chunks.append(encoded)
             if time.monotonic() - began > _TURN:
                 time.sleep(_PAUSE)
                 began = time.monotonic()

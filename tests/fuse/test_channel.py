@@ -6,6 +6,7 @@ from pathlib import Path
 
 from binderfs_fuse import uapi
 from binderfs_fuse.fuse import mounting
+from binderfs_fuse.fuse.channel import _Lookups
 from binderfs_fuse.host.region import SIZE, Kind
 from tests.fuse.conftest import Served, descriptors, until
 
@@ -24,6 +25,19 @@ def test_what_is_of_a_device_does_not_reach_the_tree(served: Served) -> None:
     """IOCTL and INTERRUPT are answered without the tree."""
     assert ["first 0", "second EINTR"] == served.run("signalled")
     assert {uapi.FUSE_IOCTL, uapi.FUSE_INTERRUPT}.isdisjoint(served.tree.opcodes)
+
+
+def test_lookups_take_turns_by_user() -> None:
+    """A user's flood of lookups does not keep others waiting; of one user's the newest is first, at times the oldest."""
+    lookups = _Lookups()
+    for unique in range(10):
+        lookups.add(1000, unique, b"")
+    lookups.add(2000, 100, b"")
+    lookups.add(3000, 200, b"")
+    taken = [found[0] for _ in range(12) if (found := lookups.take()) is not None]
+
+    assert [9, 100, 200, 8, 7, 6, 5, 4, 3, 0, 2, 1] == taken
+    assert lookups.take() is None
 
 
 def test_splicing_is_not_offered(served: Served) -> None:

@@ -24,6 +24,7 @@
  *   answer SIZE          answer calls for ever, each with SIZE bytes
  *   hoard N              open the device N times more, map 4 MiB each, make one call over each, and keep the answer; says "N", or
  *                        where it went wrong, as call does
+ *   publish N            pass on N objects of its own, 1,000 in each one-way call; says "N", or where it went wrong, as call does
  *   give pipe|FD         a one-way call with a descriptor: one end of a pipe with "hello" in it, or that number; says the BR_
  *                        names that came back
  *   take                 read one call; says how many descriptors it carried, and what can be read from the first
@@ -386,6 +387,39 @@ static void do_hoard(long count)
         }
         if (talk.last != BR_REPLY) {
             say("%ld %s %d", i, return_name(talk.last), extended_error());
+            return;
+        }
+    }
+    say("%ld", count);
+}
+
+static void do_publish(long count)
+{
+    enum { EACH = 1000 };
+    static struct flat_binder_object objects[EACH];
+    static binder_size_t offsets[EACH];
+
+    for (long i = 0; i < count; i += EACH) {
+        struct talk talk = {0};
+        uint32_t last = 0;
+
+        for (long j = 0; j < EACH; j++) {
+            objects[j] = (struct flat_binder_object){
+                .hdr.type = BINDER_TYPE_BINDER, .binder = (uintptr_t)(8 * (i + j + 1)), .cookie = 1};
+            offsets[j] = (uintptr_t)j * sizeof(objects[0]);
+        }
+        put_transaction(&talk, BC_TRANSACTION, 1, TF_ONE_WAY, objects, sizeof(objects), offsets, sizeof(offsets));
+        /* The counts of references that come back are not acknowledged: the kernel's driver would not forget it either. */
+        do {
+            if (exchange(&talk, NULL, NULL, sizeof(talk.returns)) < 0) {
+                say("%ld %s", i, strerrorname_np(errno));
+                return;
+            }
+            talk.size = 0;
+            last = talk.last ? talk.last : last;
+        } while (!talk.completed && last != BR_FAILED_REPLY && last != BR_DEAD_REPLY);
+        if (!talk.completed) {
+            say("%ld %s %d", i, return_name(last), extended_error());
             return;
         }
     }
@@ -1054,6 +1088,8 @@ static void act(char *line)
         do_receive(atol(first));
     else if (strcmp(verb, "free") == 0)
         do_free();
+    else if (strcmp(verb, "publish") == 0)
+        do_publish(atol(first));
     else if (strcmp(verb, "answer") == 0)
         do_answer((size_t)atol(first));
     else if (strcmp(verb, "hoard") == 0)

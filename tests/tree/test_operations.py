@@ -73,9 +73,24 @@ class Mounted:
 
     def __init__(self, **settings: Any) -> None:
         """Make one with these settings."""
-        self.engine = Engine(time.monotonic_ns)
+        self.engine = Engine(time.monotonic_ns, limits=Limits(**settings.pop("limits", {})))
         self.plane = Plane()
         self.tree = Tree(self.engine, self.plane, Settings(**settings))
+        self._reads = itertools.count(1)
+        self._answers: dict[int, tuple[int, bytes]] = {}
+        # A text is made at once, by whoever asks for it.
+        self.tree.texts.attach(lambda job, *arguments: job(*arguments), self._answer)
+
+    def _answer(self, unique: int, error: int, data: bytes) -> None:
+        self._answers[unique] = error, data
+
+    def read_part(self, handle: int, offset: int, size: int) -> bytes:
+        """Read a part of an open log, as the channel does; raises `OSError`."""
+        unique = next(self._reads)
+        error, data = self.tree.texts.read(unique, handle, offset, size) or self._answers.pop(unique)
+        if error:
+            raise OSError(-error, os.strerror(-error))
+        return data
 
     async def find(self, path: str) -> EntryAttributes:
         """Look a path up, name by name."""
@@ -94,7 +109,7 @@ class Mounted:
         """Return all of a file's text, read in pieces of 100 bytes."""
         handle = await self.open(path)
         text = b""
-        while part := await self.tree.read(handle, len(text), 100):
+        while part := self.read_part(handle, len(text), 100):
             text += part
         await self.tree.release(handle)
         return text.decode()
@@ -386,52 +401,78 @@ async def test_a_process_log_can_be_read_on_when_its_process_is_gone(mounted: Mo
     device = await mounted.open("binder", 45)
     inode = (await mounted.find("binder_logs/proc/45")).st_ino
     log = await mounted.open("binder_logs/proc/45")
-    start = await mounted.tree.read(log, 0, 18)
+    start = mounted.read_part(log, 0, 18)
     await mounted.tree.release(device)
 
     assert b"binder proc state:" == start
-    assert b"\nproc 45\ncontext binder\n" == await mounted.tree.read(log, 18, 100)
+    assert b"\nproc 45\ncontext binder\n" == mounted.read_part(log, 18, 100)
     assert 0 == (await mounted.tree.getattr(inode, CTX)).st_nlink
 
 
 async def test_a_text_is_kept_until_it_has_been_read(mounted: Mounted) -> None:
     """After the end there is nothing more, nothing is kept for that, and what was there before can be read again."""
     log = await mounted.open("binder_logs/state")
-    await mounted.tree.read(log, 0, 8)
-    assert {0: 14} == mounted.tree._log_bytes
-    assert b"state:\n" == await mounted.tree.read(log, 7, 100)
-    assert not mounted.tree._log_bytes
+    mounted.read_part(log, 0, 8)
+    assert {0: 14} == mounted.tree.texts.bytes_of
+    assert b"state:\n" == mounted.read_part(log, 7, 100)
+    assert not mounted.tree.texts.bytes_of
 
-    assert b"" == await mounted.tree.read(log, 14, 100)
-    assert b"state" == await mounted.tree.read(log, 7, 5)
+    assert b"" == mounted.read_part(log, 14, 100)
+    assert b"state" == mounted.read_part(log, 7, 5)
     await mounted.tree.release(log)
-    assert not mounted.tree._log_bytes
+    assert not mounted.tree.texts.bytes_of
 
 
-async def test_nobody_keeps_too_many_texts(mounted: Mounted) -> None:
+async def test_nobody_keeps_too_many_texts() -> None:
     """One text a user may have always, more only up to a limit: ENOMEM; other users have their own."""
-    mounted.engine.limits = Limits(user_log_bytes=30)
+    mounted = Mounted(limits={"user_log_bytes": 30})
     logs = [await mounted.open("binder_logs/state") for _ in range(3)]
     other: Any = SimpleNamespace(pid=100, uid=7, gid=0)
     logs.append((await mounted.tree.open((await mounted.find("binder_logs/state")).st_ino, os.O_RDONLY, other)).fh)
     for log in (logs[0], logs[1], logs[3]):
-        assert b"binder" == await mounted.tree.read(log, 0, 6)
-    assert errno.ENOMEM == await _error(mounted.tree.read(logs[2], 0, 6))
-    mounted.engine.limits = Limits(user_log_bytes=1)
+        assert b"binder" == mounted.read_part(log, 0, 6)
+    with pytest.raises(OSError, match="memory") as refused:
+        mounted.read_part(logs[2], 0, 6)
+    mounted.engine.quota.log_bytes.most = 1
     await mounted.tree.release(logs[0])
     await mounted.tree.release(logs[1])
 
-    assert b"binder" == await mounted.tree.read(logs[2], 0, 6)
+    assert errno.ENOMEM == refused.value.errno
+    assert b"binder" == mounted.read_part(logs[2], 0, 6)
+
+
+async def test_all_users_keep_no_more_than_a_total() -> None:
+    """Where all have so much that nothing is left, even the first text of a user is refused; nor is one too long."""
+    mounted = Mounted(limits={"log_bytes": 60})
+    readers = []
+    for uid in range(5):
+        ctx: Any = SimpleNamespace(pid=100, uid=uid, gid=0)
+        readers.append((await mounted.tree.open((await mounted.find("binder_logs/state")).st_ino, os.O_RDONLY, ctx)).fh)
+    for handle in readers[:4]:
+        assert b"binder" == mounted.read_part(handle, 0, 6)
+    with pytest.raises(OSError, match="memory"):
+        mounted.read_part(readers[4], 0, 6)
+    await mounted.tree.release(readers[0])
+
+    assert b"binder" == mounted.read_part(readers[4], 0, 6)
+
+    for handle in readers[1:]:
+        await mounted.tree.release(handle)
+
+    assert (0, {}) == (mounted.engine.quota.log_bytes.held, mounted.tree.texts.bytes_of)
+    await mounted.open("binder", 45)
+    with pytest.raises(OSError, match="memory"):
+        mounted.read_part(await mounted.open("binder_logs/state"), 0, 6)
 
 
 async def test_a_text_is_taken_anew_from_the_start_only(mounted: Mounted) -> None:
     """Reads that go on are served from the text that the first one saw."""
     log = await mounted.open("binder_logs/state")
-    assert b"bin" == await mounted.tree.read(log, 0, 3)
+    assert b"bin" == mounted.read_part(log, 0, 3)
     await mounted.open("binder", 45)
 
-    assert b"der state:\n" == await mounted.tree.read(log, 3, 1000)
-    assert b"binder state:\nproc 45\ncontext binder\n" == await mounted.tree.read(log, 0, 1000)
+    assert b"der state:\n" == mounted.read_part(log, 3, 1000)
+    assert b"binder state:\nproc 45\ncontext binder\n" == mounted.read_part(log, 0, 1000)
 
 
 async def test_every_log_has_its_own_text(mounted: Mounted) -> None:
