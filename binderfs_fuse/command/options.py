@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse.command.program import absolute
 from binderfs_fuse.fuse.mounting import MountError
-from binderfs_fuse.fuse.settings import MAX_DEVICES, Settings
+from binderfs_fuse.fuse.settings import LEAST_MEMORY, MAX_DEVICES, Settings
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -167,6 +167,17 @@ def _log_level(options: Options, value: str) -> Options:
     return replace(options, log_level=logging.getLevelNamesMapping()[level.upper()])
 
 
+_UNITS: Final = {"": 0, "k": 10, "m": 20, "g": 30}
+
+
+def _memory(options: Options, value: str) -> Options:
+    found = re.fullmatch(r"([1-9][0-9]{0,11})([kmg]?)", value.lower())
+    size = int(found[1]) << _UNITS[found[2]] if found is not None else 0
+    if size < LEAST_MEMORY:
+        raise _bad("memory", "it is a number of bytes, such as 256M, and at least 1M")
+    return _set(options, memory=size)
+
+
 def _set(options: Options, **values: object) -> Options:
     return replace(options, settings=replace(options.settings, **values))  # type: ignore[arg-type]
 
@@ -195,6 +206,7 @@ def unchangeable(options: Options) -> dict[str, str]:
         "secctx": os.fsdecode(settings.secctx),
         "priority": settings.priority,
         "seccomp": str(settings.seccomp is not False),
+        "memory": str(settings.memory),
         "allow_other": str(options.allow_other),
         "log": str(options.log),
         "log_level": logging.getLevelName(options.log_level).lower(),
@@ -217,6 +229,7 @@ TABLE: Final[dict[str, Callable[[Options, str], Options]]] = {
     "devices": _devices,
     "log": _log,
     "log_level": _log_level,
+    "memory": _memory,
 }
 """The options that take a value. They are described in docs/guide.md."""
 

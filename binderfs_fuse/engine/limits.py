@@ -108,7 +108,7 @@ _SHARES: Final = {"pages": 12, "objects": 10, "log_bytes": 2, "opens": 2, "files
 # Bytes that one of each costs the server, and the kernel on its behalf, at most.
 _COSTS: Final = {
     "pages": 4096,
-    "objects": 1024,
+    "objects": 2048,
     "log_bytes": 2,
     "opens": 16384,
     "files": 1024,

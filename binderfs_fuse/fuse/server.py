@@ -30,7 +30,7 @@ from binderfs_fuse.fuse.device import DevicePlane
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
 from binderfs_fuse.fuse.tree import Device, Tree
-from binderfs_fuse.host import files, privileges
+from binderfs_fuse.host import files, headroom, privileges, region
 
 if TYPE_CHECKING:
     import socket
@@ -56,9 +56,7 @@ def serve(
     where the settings do not allow a mount; it is unmounted then.
     """
     try:
-        engine = Engine(
-            time.monotonic_ns, android_priority=settings.priority == "android", limits=Limits(**settings.limits)
-        )
+        engine = _engine(settings)
         plane = DevicePlane(engine, settings, connection.device)
         try:
             tree = Tree(engine, plane, settings, (connection.uid, connection.gid))
@@ -69,7 +67,8 @@ def serve(
         Control(tree, engine, _texts(engine, plane, tree, settings, connection, facts))
         channel = Channel(connection.descriptor, plane, tree.texts)
         pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
-        # Threads have what their maker has: so before the first one.
+        # Threads and processes have what their maker has: so before the first one.
+        headroom.survive()
         privileges.settle()
         # With all rights, so that it can become another user.
         _start_programs(filters=1 if supervisor is not None else 0)
@@ -85,6 +84,22 @@ def serve(
             pyfuse3.close(unmount=False)
     finally:
         mounting.disconnect(connection)
+
+
+def _engine(settings: Settings) -> Engine:
+    """Make an engine whose clients can hold no more than this process may."""
+    limits = Limits(**settings.limits)
+
+    def resize(memory: int) -> None:
+        with engine.lock:
+            engine.quota.resize(limits.within(memory))
+
+    room = headroom.Headroom(settings.memory, resize)
+    engine = Engine(
+        time.monotonic_ns, android_priority=settings.priority == "android", limits=limits.within(room.budget)
+    )
+    region.allow_pages(room.allows)
+    return engine
 
 
 def _start_programs(filters: int) -> None:

@@ -10,6 +10,8 @@ if TYPE_CHECKING:
 
 MAX_DEVICES: Final = 1 << 20
 """As many as there are minor numbers: the most that ``max=`` may say."""
+LEAST_MEMORY: Final = 1 << 20
+"""The least that ``memory=`` may say, in bytes."""
 DEVICES: Final = (b"binder", b"hwbinder", b"vndbinder")
 """The devices that Android's build of the driver begins with."""
 
@@ -25,6 +27,7 @@ class Settings:
     `secctx`     the label of a sender that no security module gives one
     `priority`   what a call carries to its server: ``kernel`` nice values, or ``android`` scheduling policies too
     `seccomp`    whether the server has its system calls filtered; None: where that can be
+    `memory`     the most bytes that the server may hold for all clients, None: as the machine allows
     `limits`     what clients may hold, by the names of `engine.limits.Limits`, where that is not the default
     `chosen`     what can be asked for of how it was mounted, in the command's words
     """
@@ -40,5 +43,6 @@ class Settings:
     secctx: bytes = b"u:r:unlabeled:s0"
     priority: str = "kernel"
     seccomp: bool | None = None
+    memory: int | None = None
     limits: Mapping[str, int] = field(default_factory=dict)
     chosen: Mapping[str, str] = field(default_factory=dict)

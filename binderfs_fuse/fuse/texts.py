@@ -8,8 +8,9 @@ holds no thread, and no task of pyfuse3's, whose 99 tasks are for opens, lookups
 for each READ of a log, in the thread that received it; what is there is answered at once.
 
 Each user has a queue of texts to be made, and users take turns. `_MAKERS` texts are made at a time, one at most for
-each user and of each file. All reads that wait for the same file share one text: it is begun after they were, so it tells each of them
-what it should. So 120 readers cost two texts, the one that was begun before they came and the next one.
+each user and of each file. All reads that wait for the same file share one text: it is begun after they were, so it
+tells each of them what it should. So 120 readers cost two texts: the one that was begun before they came, and the
+next one.
 
 INTERRUPT takes a read back (`withdraw`), which is answered with EINTR. A text that nobody waits for any more is not
 begun, and not made to its end.

@@ -33,16 +33,21 @@ from __future__ import annotations
 
 import contextlib
 import enum
+import errno
 import os
 from collections import deque
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse._system import ffi, lib
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZE: Final = 4 << 20
 """Bytes of a region: the driver uses no more of a mapping, whatever its size."""
 _PAGE: Final = os.sysconf("SC_PAGESIZE")
 _released: Final[deque[Any]] = deque()
+_allows: Callable[[int], bool] = bool  # as many as there are
 
 
 class Kind(enum.Enum):
@@ -93,7 +98,12 @@ class Region:
         return max(done, 0)
 
     def populate(self, offset: int, size: int) -> int:
-        """Make the pages of `size` bytes at `offset` present. Return 0 or a negative errno (-ENOMEM)."""
+        """Make the pages of `size` bytes at `offset` present. Return 0 or a negative errno (-ENOMEM).
+
+        They are charged to this process, whom the kernel kills where they are too many: so that is asked before.
+        """
+        if not _allows(size):
+            return -errno.ENOMEM
         error: int = lib.region_populate(self.memory + offset, size)
         return error
 
@@ -111,6 +121,12 @@ class Region:
         end = offset + size + _PAGE - 1 & -_PAGE
         error: int = lib.channel_notify_store(channel, self.nodeid, start, self.memory + start, end - start)
         return error
+
+
+def allow_pages(allows: Callable[[int], bool]) -> None:
+    """Have `allows` asked before pages are made present: whether there may be so many bytes more."""
+    global _allows  # noqa: PLW0603 - a process has one memory
+    _allows = allows
 
 
 def unmap_released() -> None:

@@ -160,6 +160,21 @@ def test_where_to_log_is_no_matter_of_the_mount(tmp_path: Path, monkeypatch: pyt
     assert "syslog" == parse(["log=syslog"], Options()).log
 
 
+@pytest.mark.parametrize(
+    ("text", "size"), [("1048576", 1 << 20), ("256M", 256 << 20), ("2g", 2 << 30), ("4096k", 4 << 20)]
+)
+def test_memory_is_a_number_of_bytes(text: str, size: int) -> None:
+    """With a unit in one letter, of either case, or without."""
+    assert size == parse([f"memory={text}"], Options()).settings.memory
+
+
+@pytest.mark.parametrize("text", ["", "0", "1023k", "-1", "1.5G", "12T", "010M", "9" * 13, "\u0661M"])
+def test_what_is_no_amount_of_memory(text: str) -> None:
+    """It is refused, as is what is too little for anything."""
+    with pytest.raises(OptionError, match="Bad value for 'memory'"):
+        parse([f"memory={text}"], Options())
+
+
 def test_limits_go_by_their_names() -> None:
     """Each of the engine's can be set, and no other."""
     assert {"threads": 5, "opens": 16} == parse(["limit_threads=5,limit_opens=0x10"], Options()).settings.limits

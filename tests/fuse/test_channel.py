@@ -28,7 +28,7 @@ def test_what_is_of_a_device_does_not_reach_the_tree(served: Served) -> None:
 
 
 def test_lookups_take_turns_by_user() -> None:
-    """A user's flood of lookups does not keep others waiting; of one user's the newest is first, at times the oldest."""
+    """A flood of one user's lookups does not hold up others; of one user's the newest is first, at times the oldest."""
     lookups = _Lookups()
     for unique in range(10):
         lookups.add(1000, unique, b"")
