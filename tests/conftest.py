@@ -22,7 +22,7 @@ with contextlib.suppress(PermissionError):
 for number in (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT):
     if signal.getsignal(number) is signal.SIG_IGN:
         signal.signal(number, signal.default_int_handler)
-import binderfs_fuse  # noqa: E402, F401 - while the variable is set
+from binderfs_fuse import complaints  # noqa: E402 - while the variable is set
 
 del os.environ["BINDERFS_FUSE_UNCOMPILED"]
 
@@ -62,16 +62,17 @@ class LogWatch(logging.Handler):
 
 
 @pytest.fixture(autouse=True)
-def logs() -> Iterator[LogWatch]:
+def logs(monkeypatch: pytest.MonkeyPatch) -> Iterator[LogWatch]:
     """Fail the test when the package logs a warning or worse that ``logs.expect()`` did not announce."""
+    # What was logged for one test leaves no line out of another's.
+    monkeypatch.setattr(complaints, "_complaints", complaints.Complaints(complaints._log.log))
     watch = LogWatch()
     logger = logging.getLogger("binderfs_fuse")
     logger.addHandler(watch)
     yield watch
     logger.removeHandler(watch)
-    complaints = watch.complaints()
 
-    assert [] == complaints
+    assert [] == watch.complaints()
 
 
 def mounts_below(folder: Path) -> list[str]:

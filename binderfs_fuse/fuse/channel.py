@@ -43,7 +43,7 @@ import threading
 from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
-from binderfs_fuse import uapi
+from binderfs_fuse import complaints, uapi
 from binderfs_fuse._system import ffi, lib
 from binderfs_fuse.fuse.lane import Crew
 from binderfs_fuse.host.region import Kind
@@ -218,7 +218,7 @@ class Channel:
             try:
                 answer = handlers.get(event, relay)(lane)
             except Exception:  # noqa: BLE001 - no request may go unanswered
-                _log.exception("%s failed", uapi.OPCODE_NAMES.get(lane.fields.opcode, lane.fields.opcode))
+                complaints.mistake(f"{uapi.OPCODE_NAMES.get(lane.fields.opcode, lane.fields.opcode)} failed")
                 answer = plain(lane.fields.unique, -errno.EIO)
         lane.leads = False
         if event == lib.EVENT_CLOSED:
@@ -355,7 +355,8 @@ class Channel:
                     _put(message, _OPEN_OUT["open_flags"], uapi.FOPEN_PASSTHROUGH | uapi.FOPEN_DIRECT_IO)
                     _put(message, _OPEN_OUT["backing_id"], backing_id)
                 else:
-                    _log.warning("no backing file (%s): page cache instead", os.strerror(-backing_id))
+                    line = f"no backing file ({os.strerror(-backing_id)}): page cache instead"
+                    complaints.say(opened.identity.euid, line)
                     region.kind = Kind.PAGE_CACHE
             region.close_descriptor()
         self._write(message)
@@ -366,7 +367,7 @@ class Channel:
         except OSError as error:
             # ENOENT: the request, or the inode of a notification, is gone. ENODEV: so is the mount.
             if error.errno not in (errno.ENOENT, errno.ENODEV):
-                _log.error("writing to /dev/fuse: %s", error.strerror)
+                complaints.say(None, f"writing to /dev/fuse: {error.strerror}", logging.ERROR)
                 if unique := _get(message, 8, 8):
                     self.answer(plain(unique, -errno.EIO))
 

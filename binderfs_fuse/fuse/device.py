@@ -43,7 +43,7 @@ from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from binderfs_fuse import uapi
+from binderfs_fuse import complaints, uapi
 from binderfs_fuse._system import ffi, lib
 from binderfs_fuse.engine.context import Task
 from binderfs_fuse.engine.effects import (
@@ -77,8 +77,6 @@ if TYPE_CHECKING:
     from binderfs_fuse.fuse.settings import Settings
 
     ControlHandler: TypeAlias = Callable[[Task, int, bytes], tuple[int, bytes]]
-
-_log = logging.getLogger(__name__)
 
 _EINTR: Final = -errno.EINTR
 _EAGAIN: Final = -errno.EAGAIN
@@ -344,7 +342,7 @@ class DevicePlane:
             self._note_stranger(uid)
             raise OSError(errno.EPERM, os.strerror(errno.EPERM))
         if self._insists and self.kind is not Kind.PASSTHROUGH:
-            _log.warning("region=passthrough takes Linux 6.9 and CAP_SYS_ADMIN: try region=pagecache")
+            complaints.say(uid, "region=passthrough takes Linux 6.9 and CAP_SYS_ADMIN: try region=pagecache")
             raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
         try:
             identity = tasks.identify(tid)
@@ -705,7 +703,7 @@ class DevicePlane:
         try:
             answer = self._ioctl(lane)
         except Exception:  # noqa: BLE001 - no request may go unanswered
-            _log.exception("a request that had to wait failed")
+            complaints.mistake("a request that had to wait failed")
             answer = _result(lane.fields.unique, -errno.EIO)
         self._deliver(lane, answer)
 
@@ -724,7 +722,7 @@ class DevicePlane:
             try:
                 effect = send(value)
             except Exception:  # noqa: BLE001 - no request may go unanswered
-                _log.exception("a step failed, of a call of task %d", call.task.tid)
+                complaints.mistake(f"a step failed, of a call of task {call.task.tid}")
                 effect = Outcome(-errno.EIO)
             if type(effect) is Outcome:
                 # Nothing is to be kept of the step, not even by the lane, which keeps the call until its next one.
@@ -1004,7 +1002,7 @@ class DevicePlane:
             assert isinstance(region, Region)  # all of this mount's are
             error = region.publish(self._core, offset, size)
             if error and error != -errno.ENOENT:
-                _log.error("cannot store into the page cache: %s", os.strerror(-error))
+                complaints.say(None, f"cannot store into the page cache: {os.strerror(-error)}", logging.ERROR)
                 return False
         return True
 
@@ -1157,15 +1155,16 @@ class DevicePlane:
     def _note_stranger(self, uid: int) -> None:
         if uid not in self._strangers:
             self._strangers.add(uid)
-            _log.warning("a process of user %d lives in a pid namespace that this one does not see: EPERM", uid)
+            complaints.say(uid, f"a process of user {uid} lives in a pid namespace that this one does not see: EPERM")
 
     def _note_hidden(self, uid: int) -> None:
         if uid not in self._strangers:
             self._strangers.add(uid)
-            _log.warning("a process of user %d is not in /proc, which is hidden or not mounted: EPERM", uid)
+            complaints.say(uid, f"a process of user {uid} is not in /proc, which is hidden or not mounted: EPERM")
 
     def _note_denied(self, call: Call) -> None:
         opened = call.open
         if not opened.denied:
             opened.denied = True
-            _log.warning("no right to the memory of process %d (CAP_SYS_PTRACE): EFAULT", opened.identity.pid)
+            line = f"no right to the memory of process {opened.identity.pid} (CAP_SYS_PTRACE): EFAULT"
+            complaints.say(opened.identity.euid, line)

@@ -35,19 +35,17 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import logging
 import threading
 import time
 from collections import OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from binderfs_fuse import complaints
 from binderfs_fuse._system import ffi, lib
 from binderfs_fuse.fuse.workers import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-
-_log = logging.getLogger(__name__)
 
 MAX_LANES: Final = 128
 """Threads that read or have read requests, at most."""
@@ -267,7 +265,8 @@ class Crew:
         if lane is not None:
             self._start(self._watch, lane, name="reader")
         else:
-            _log.warning("%d threads wait for memory of clients: whatever needs it has to wait", self.max_lanes)
+            line = f"{self.max_lanes} threads wait for memory of clients: whatever needs it has to wait"
+            complaints.say(None, line)
 
     def _watch(self, lane: Lane) -> None:
         while True:
@@ -285,7 +284,7 @@ class Crew:
             shunned = self._mark_stuck(stuck)
         self._find_watcher()
         if shunned is not None:
-            _log.warning("many threads wait for memory of user %d: its clients have to wait", shunned)
+            complaints.say(shunned, f"many threads wait for memory of user {shunned}: its clients have to wait")
         # Its deliveries are none of its client's business.
         while True:
             try:

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 import pyfuse3
 import trio
 
-from binderfs_fuse import __version__
+from binderfs_fuse import __version__, complaints
 from binderfs_fuse.engine.context import Engine
 from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import mounting
@@ -82,6 +82,7 @@ def serve(
             trio.run(_run, channel, connection, ready, obey)
         finally:
             pyfuse3.close(unmount=False)
+            complaints.end()
     finally:
         mounting.disconnect(connection)
 

@@ -32,17 +32,16 @@ Invariants
 from __future__ import annotations
 
 import errno
-import logging
 import threading
 from collections import Counter
 from typing import TYPE_CHECKING, Final, Protocol
+
+from binderfs_fuse import complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from binderfs_fuse.engine.limits import Quota
-
-_log = logging.getLogger(__name__)
 
 # They compute, one at a time: a second one is for what waits (`DevicePlane.find_mappings`).
 _MAKERS: Final = 2
@@ -256,7 +255,7 @@ class Texts:
         except Unwanted as unwanted:
             error = -unwanted.error
         except Exception:  # noqa: BLE001 - whoever waits has to be answered
-            _log.exception("a log could not be made")
+            complaints.mistake("a log could not be made")
             error = -errno.EIO
         kept = Kept(data)
         answers = []

@@ -19,7 +19,6 @@ import functools
 import heapq
 import inspect
 import itertools
-import logging
 import os
 import stat
 import time
@@ -30,7 +29,7 @@ import pyfuse3
 import trio
 from pyfuse3 import FUSEError
 
-from binderfs_fuse import uapi
+from binderfs_fuse import complaints, uapi
 from binderfs_fuse.fuse.settings import MAX_DEVICES
 from binderfs_fuse.fuse.texts import Texts
 from binderfs_fuse.host.region import SIZE as REGION_SIZE
@@ -46,8 +45,6 @@ if TYPE_CHECKING:
 
     Text: TypeAlias = Callable[[], Iterator[str]]
     Owner: TypeAlias = tuple[int, int]
-
-_log = logging.getLogger(__name__)
 
 FEATURES: Final = ("oneway_spam_detection", "extended_error", "freeze_notification", "transaction_report")
 """What the driver says it can, in the order in which the kernel makes the files."""
@@ -218,7 +215,7 @@ def _surviving(operation: Callable[..., Any]) -> Callable[..., Any]:
         except FUSEError:
             raise
         except Exception as error:
-            _log.exception("%s failed", operation.__name__)
+            complaints.mistake(f"{operation.__name__} failed")
             raise FUSEError(errno.EIO) from error
 
     return survivor
@@ -671,10 +668,10 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             # inode map is the same pages, and neither is to see the other's.
             if not passing.refused:
                 passing.refused = True
-                _log.warning(
-                    "%s was opened once more by a way that is good for one open at a time, such as a bind mount of "
-                    "it alone: EBUSY; bind its directory",
-                    os.fsdecode(device.context.name),
+                complaints.say(
+                    ctx.uid,
+                    f"{device.context.name} was opened once more by a way that is good for one open at a time, such as"
+                    " a bind mount of it alone: EBUSY; bind its directory",
                 )
             _refuse(errno.EBUSY)
         try:

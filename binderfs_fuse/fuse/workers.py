@@ -18,10 +18,11 @@ Invariants
 
 from __future__ import annotations
 
-import logging
 import threading
 from collections import Counter, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
+
+from binderfs_fuse import complaints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
     Account: TypeAlias = tuple[Hashable, int]
     """Who, and how many threads at a time."""
     _Job: TypeAlias = tuple[tuple[Account, ...], Callable[..., object], tuple[Any, ...]]
-
-_log = logging.getLogger(__name__)
 
 _PATIENCE = 10.0
 """Seconds that a thread waits for another job."""
@@ -76,7 +75,7 @@ class Pool:
         try:
             job(*arguments)
         except Exception:  # noqa: BLE001 - the thread is for all jobs
-            _log.exception("a worker's job failed")
+            complaints.mistake("a worker's job failed")
         finally:
             self._end(accounts)
         return True

@@ -53,6 +53,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
+from binderfs_fuse import complaints
 from binderfs_fuse._ptrace import ffi, lib
 from binderfs_fuse.host import tasks
 
@@ -270,7 +271,8 @@ def get_file(tid: int, fd: int, user: int) -> File | int:
     if taken >= 0:
         return File(taken)
     if taken == -errno.EPERM:
-        _complain(f"cannot take a file descriptor from {_name(tid)}: no right to trace it (CAP_SYS_PTRACE)")
+        line = f"cannot take a file descriptor from {_name(tid)}: no right to trace it (CAP_SYS_PTRACE)"
+        complaints.say(user, line)
     return taken
 
 
@@ -460,7 +462,7 @@ class _Transfer:
     def _explain(self, error: int, reason: Callable[[int, int], str | None]) -> None:
         text = reason(self.tid, error)
         if text is not None:
-            _complain(f"cannot install file descriptors in {_name(self.tid)}: {text}")
+            complaints.say(self.user, f"cannot install file descriptors in {_name(self.tid)}: {text}")
 
 
 def _seizing(tid: int, error: int) -> str | None:
@@ -500,17 +502,6 @@ def _name(tid: int) -> str:
     # A task may have any characters in its name: the log gets only those that are harmless.
     name = _field(tid, b"Name")
     return f"task {tid} ({ascii(os.fsdecode(name))[1:-1] if name is not None else 'gone'})"
-
-
-_last_complaint = ""
-
-
-def _complain(line: str) -> None:
-    """Log a line, but not the same one over and over: a client decides how often this happens."""
-    global _last_complaint  # noqa: PLW0603 - it is about the log, of which there is one
-    if line != _last_complaint:
-        _last_complaint = line
-        _log.warning("%s", line)
 
 
 class _Tracers:
