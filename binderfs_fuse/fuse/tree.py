@@ -30,6 +30,7 @@ import trio
 from pyfuse3 import FUSEError
 
 from binderfs_fuse import complaints, uapi
+from binderfs_fuse.engine.limits import OWN
 from binderfs_fuse.fuse.settings import MAX_DEVICES
 from binderfs_fuse.fuse.texts import Texts
 from binderfs_fuse.host.region import SIZE as REGION_SIZE
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from binderfs_fuse.engine.context import Context, Engine, Task
+    from binderfs_fuse.engine.limits import Pool
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.fuse.settings import Settings
     from binderfs_fuse.fuse.texts import Source
@@ -55,6 +57,9 @@ _NAME_MAX: Final = 255
 _CONTROL_INODE: Final = 2
 _FIRST_STATIC_INODE: Final = MAX_DEVICES + 4
 _FIRST_PASSING_INODE: Final = 1 << 21
+
+# Logs of processes that have closed their devices, for those that hold their inodes.
+_GONE: Final = 1024
 
 # How long it takes to make a log until others have a turn, and how long that is at least, in seconds.
 _TURN: Final = 0.0003
@@ -164,27 +169,39 @@ class Device(Node):
 class Passing:
     """An inode that goes when the kernel lets go of it: one of a device's, or a process log's.
 
-    `is_open` says that it is a device's open now, `was_open` that it is or was; `refused`, that it has been logged that
-    it cannot be another one meanwhile.
+    `uid` is the user that looked a device up, and is charged for it; None where nobody is. `is_open` says that it is a
+    device's open now, `was_open` that it is or was; `refused`, that it has been logged that it cannot be another one
+    meanwhile.
     """
 
-    __slots__ = ("is_open", "lookups", "node", "refused", "was_open")
+    __slots__ = ("is_open", "lookups", "node", "refused", "uid", "was_open")
 
-    def __init__(self, node: Node) -> None:
+    def __init__(self, node: Node, uid: int | None) -> None:
         self.node = node
+        self.uid = uid
         self.lookups = 0
         self.is_open = False
         self.was_open = False
         self.refused = False
 
 
+class LogOpen:
+    """A user's open of a file with text. `Texts` serves its reads."""
+
+    __slots__ = ("uid",)
+
+    def __init__(self, uid: int) -> None:
+        self.uid = uid
+
+
 class ControlOpen:
     """An open of binder-control; `snapshot` is for whoever serves an ioctl of it to keep something until the next."""
 
-    __slots__ = ("snapshot", "tree")
+    __slots__ = ("snapshot", "tree", "uid")
 
-    def __init__(self, tree: Tree) -> None:
+    def __init__(self, tree: Tree, uid: int) -> None:
         self.tree = tree
+        self.uid = uid
         self.snapshot = b""
 
     def ioctl(self, task: Task, command: int, argument: bytes) -> tuple[int, bytes]:
@@ -194,13 +211,37 @@ class ControlOpen:
 
 
 class Lister:
-    """An open directory and the names that its reads are served from."""
+    """A user's open directory and the names that its reads are served from."""
 
-    __slots__ = ("directory", "names")
+    __slots__ = ("directory", "names", "uid")
 
-    def __init__(self, directory: Directory) -> None:
+    def __init__(self, directory: Directory, uid: int) -> None:
         self.directory = directory
+        self.uid = uid
         self.names: list[bytes] = []
+
+
+class _Shares:
+    """What each user holds of a pool."""
+
+    def __init__(self, pool: Pool) -> None:
+        self._pool = pool
+        self._held: Counter[int] = Counter()
+
+    def take(self, uid: int) -> None:
+        """Take one more. EMFILE: the user has too many; ENFILE: all users have."""
+        lack = self._pool.lacks(self._held[uid])
+        if lack:
+            _refuse(errno.EMFILE if lack == OWN else errno.ENFILE)
+        self._held[uid] += 1
+        self._pool.held += 1
+
+    def give_back(self, uid: int) -> None:
+        """Give one back."""
+        self._held[uid] -= 1
+        if not self._held[uid]:
+            del self._held[uid]
+        self._pool.held -= 1
 
 
 def _refuse(number: int) -> NoReturn:
@@ -264,7 +305,11 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         self._inodes: dict[int, Node | Passing] = {}
         self.texts = Texts(engine.quota, self._take_source)
         """What serves reads of logs. They do not come here, but from the channel."""
-        self._open: dict[int, File | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
+        self._open: dict[int, LogOpen | Lister | ControlOpen | tuple[Device, Open, Passing]] = {}
+        self._files = _Shares(engine.quota.files)
+        self._looked_up = _Shares(engine.quota.inodes)
+        # Process logs that are gone and that somebody still holds, the oldest first.
+        self._gone: dict[int, None] = {}
 
         self.root = Directory(owner, pyfuse3.ROOT_INODE, None, fixed=False)
         self._inodes[pyfuse3.ROOT_INODE] = self.root
@@ -443,12 +488,21 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         was_open = isinstance(passing, Passing) and passing.was_open
         return REGION_SIZE if was_open or self._plane.kind is Kind.PAGE_CACHE else 0
 
-    def _enter(self, node: Node) -> pyfuse3.EntryAttributes:
-        """Give the kernel one more hold on a node, a device's by an inode of its own."""
-        inode = next(self._passing) if isinstance(node, Device) else node.inode
+    def _enter(self, node: Node, uid: int) -> pyfuse3.EntryAttributes:
+        """Give the kernel one more hold on a node, a device's by an inode of its own, which `uid` is charged for.
+
+        EMFILE, ENFILE: the user, or all users, hold too many. A process log's inode costs nobody: there are no more of
+        them than opens.
+        """
+        inode = node.inode
+        if isinstance(node, Device):
+            self._looked_up.take(uid)
+            inode = next(self._passing)
         if inode >= _FIRST_PASSING_INODE:
-            passing = self._inodes.setdefault(inode, Passing(node))
-            cast("Passing", passing).lookups += 1
+            passing = self._inodes.get(inode)
+            if not isinstance(passing, Passing):
+                passing = self._inodes[inode] = Passing(node, uid if isinstance(node, Device) else None)
+            passing.lookups += 1
         return self._attributes(node, inode)
 
     def _node(self, inode: int) -> Node:
@@ -461,11 +515,13 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     async def lookup(
         self, parent_inode: pyfuse3.InodeT, name: bytes, ctx: pyfuse3.RequestContext
     ) -> pyfuse3.EntryAttributes:
-        """Find a name. ENOENT. ENAMETOOLONG: more than 255 bytes, of which FUSE alone would pass on 1024."""
-        del ctx
+        """Find a name. ENOENT. ENAMETOOLONG: more than 255 bytes, of which FUSE alone would pass on 1024.
+
+        EMFILE, ENFILE: a device's, where the user, or all users, hold too many.
+        """
         if len(name) > _NAME_MAX:
             _refuse(errno.ENAMETOOLONG)
-        return self._enter(self._child(parent_inode, name)[1])
+        return self._enter(self._child(parent_inode, name)[1], ctx.uid)
 
     async def forget(self, inode_list: Sequence[tuple[pyfuse3.InodeT, int]]) -> None:
         """Let go of inodes that pass; the others stay as long as the mount."""
@@ -474,7 +530,13 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             if isinstance(found, Passing):
                 found.lookups -= lookups
                 if not found.lookups:
-                    del self._inodes[inode]
+                    self._let_go(inode, found)
+
+    def _let_go(self, inode: int, passing: Passing) -> None:
+        del self._inodes[inode]
+        self._gone.pop(inode, None)
+        if passing.uid is not None:
+            self._looked_up.give_back(passing.uid)
 
     async def getattr(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.EntryAttributes:
         """Return attributes; a device without a name has nlink 0."""
@@ -641,21 +703,25 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     # Open files
 
     async def open(self, inode: pyfuse3.InodeT, flags: int, ctx: pyfuse3.RequestContext) -> pyfuse3.FileInfo:
-        """Open a file, binder-control or a device. ESTALE: a device that has gone since its name was looked up."""
+        """Open a file, binder-control or a device. ESTALE: a device that has gone since its name was looked up.
+
+        EMFILE, ENFILE: the user, or all users, have too many opens.
+        """
         node = self._node(inode)
         handle = next(self._handles)
         if isinstance(node, Device):
             self._open_device(node, inode, handle, flags, ctx)
             return pyfuse3.FileInfo(fh=handle, nonseekable=True)
+        if isinstance(node, File) and flags & os.O_ACCMODE != os.O_RDONLY:
+            self._want_write()
+        self._files.take(ctx.uid)
         if isinstance(node, File):
-            if flags & os.O_ACCMODE != os.O_RDONLY:
-                self._want_write()
             if flags & os.O_TRUNC:
                 node.size = 0
-            self._open[handle] = node
+            self._open[handle] = LogOpen(ctx.uid)
             self.texts.open(handle, node, ctx.uid)
             return pyfuse3.FileInfo(fh=handle, direct_io=True)
-        self._open[handle] = opened = ControlOpen(self)
+        self._open[handle] = opened = ControlOpen(self, ctx.uid)
         self._plane.register_control(handle, opened.ioctl)
         return pyfuse3.FileInfo(fh=handle, direct_io=True, nonseekable=True)
 
@@ -691,13 +757,15 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     async def release(self, fh: pyfuse3.FileHandleT) -> None:
         """Forget an open file."""
         opened = self._open.pop(fh)
-        if isinstance(opened, File):
-            self.texts.close(fh)
-        elif isinstance(opened, ControlOpen):
-            self._plane.release(fh)
-        elif isinstance(opened, tuple):
+        if isinstance(opened, tuple):
             self._plane.release(fh)
             self._close_device(fh, *opened)
+            return
+        self._files.give_back(opened.uid)
+        if isinstance(opened, LogOpen):
+            self.texts.close(fh)
+        else:
+            self._plane.release(fh)
 
     def _close_device(self, handle: int, device: Device, opened: Open, passing: Passing) -> None:
         device.opens -= 1
@@ -708,6 +776,12 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         if not self._opens_of[pid]:
             del self._opens_of[pid]
         log = self._process_logs.pop(handle, None)
+        if log is not None and log.inode in self._inodes:
+            self._gone[log.inode] = None
+            if len(self._gone) > _GONE:
+                # Whoever holds it gets ESTALE for it, but from a descriptor that is open.
+                oldest = next(iter(self._gone))
+                self._let_go(oldest, cast("Passing", self._inodes[oldest]))
         directory = self._process_directory
         # Something else may have been moved there, or this elsewhere.
         if log and directory and directory.names.get(b"%d" % pid) is log:
@@ -767,10 +841,11 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     # Open directories
 
     async def opendir(self, inode: pyfuse3.InodeT, ctx: pyfuse3.RequestContext) -> pyfuse3.FileHandleT:
-        """Open a directory."""
-        del ctx
+        """Open a directory. EMFILE, ENFILE: the user, or all users, have too many opens."""
+        directory = self._directory(inode)
+        self._files.take(ctx.uid)
         handle = next(self._handles)
-        self._open[handle] = Lister(self._directory(inode))
+        self._open[handle] = Lister(directory, ctx.uid)
         return handle
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
@@ -787,11 +862,17 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
                 node = directory.names.get(name)
             if node is None:
                 continue
-            entry = self._enter(node)
+            try:
+                entry = self._enter(node, lister.uid)
+            except FUSEError:
+                if index > start_id:
+                    # The kernel has inodes of this answer already, which an error would not tell it of.
+                    return
+                raise
             if not pyfuse3.readdir_reply(token, name, entry, index + 1):
                 await self.forget([(entry.st_ino, 1)])
                 return
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """Forget an open directory."""
-        del self._open[fh]
+        self._files.give_back(cast("Lister", self._open.pop(fh)).uid)

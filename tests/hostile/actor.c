@@ -10,6 +10,8 @@
  *   open [DEVICE]        open it and map 1 MiB
  *   close
  *   open-many N          open it N times more, unmapped; says "N", or how often that went well and an errno
+ *   open-files N PATH    open a file or folder beside the device N times to read; likewise
+ *   look-up N PATH       the same with O_PATH
  *   manager              become context manager, who takes descriptors
  *   version              BINDER_VERSION
  *   threads N            the same by N threads, one after the other; says "N", or how often that went well and an errno
@@ -827,6 +829,16 @@ static void do_open_many(long count)
     say("%ld", count);
 }
 
+static void do_open_files(long count, const char *path, int flags)
+{
+    for (long i = 0; i < count; i++)
+        if (open(path, flags | O_CLOEXEC) < 0) {
+            say("%ld %s", i, strerrorname_np(errno));
+            return;
+        }
+    say("%ld", count);
+}
+
 static void *ask_version(void *error)
 {
     struct binder_version version;
@@ -1082,6 +1094,10 @@ static void act(char *line)
         do_tell_unread(atol(first));
     else if (strcmp(verb, "open-many") == 0)
         do_open_many(atol(first));
+    else if (strcmp(verb, "open-files") == 0)
+        do_open_files(atol(first), second, O_RDONLY);
+    else if (strcmp(verb, "look-up") == 0)
+        do_open_files(atol(first), second, O_PATH);
     else if (strcmp(verb, "threads") == 0)
         do_threads(atol(first));
     else if (strcmp(verb, "receive") == 0)

@@ -3,6 +3,8 @@
 import subprocess
 from collections.abc import Callable
 
+import pytest
+
 from tests.hostile.conftest import Actor, descriptors_of, until
 from tests.mounts import Mounted
 
@@ -78,6 +80,46 @@ def test_pages(mount_binderfs: Mount, actor: Start) -> None:
 
     assert said.endswith("BR_FAILED_REPLY -12")
     assert "100" == other
+
+
+@pytest.mark.parametrize("path", ["binder_logs/state", "binder_logs", "features"])
+def test_opens_of_other_files(mount_binderfs: Mount, actor: Start, path: str) -> None:
+    """Logs and folders that a user has open have an end, too: EMFILE; others, and devices, have theirs."""
+    mounted = mount_binderfs("mode=666", "limit_user_files=40", "limit_files=101")
+    hostile = actor(mounted, "as 1000")
+    opened = hostile.do(f"open-files 60 {path}")
+    device = hostile.do("open")
+    other = actor(mounted, "as 1001").do(f"open-files 60 {path}")
+    third = actor(mounted, "as 1002").do(f"open-files 1 {path}")
+    hostile.kill()
+    again = actor(mounted, "as 1000")
+
+    assert ("40 EMFILE", "0", "30 ENFILE", "1") == (opened, device, other, third)
+    until(lambda: again.do(f"open-files 1 {path}") == "1")
+
+
+def test_names_that_are_held(mount_binderfs: Mount, actor: Start) -> None:
+    """Devices that a user has looked up and holds, by O_PATH, have an end: EMFILE; those that are not held do not."""
+    mounted = mount_binderfs("mode=666", "limit_user_inodes=40")
+    hostile = actor(mounted, "as 1000")
+    held = hostile.do("look-up 60 binder")
+    refused = hostile.do("open")
+    other = actor(mounted, "as 1001", "open")
+    fleeting = [other.do("open-many 1") for _ in range(30)]
+    stated = subprocess.run(
+        ["sh", "-c", "for i in $(seq 200); do test -e binder || echo no; done"],
+        cwd=mounted.path,
+        user=1002,
+        capture_output=True,
+        check=True,
+    ).stdout
+    hostile.kill()
+    again = actor(mounted, "as 1000")
+
+    assert ("40 EMFILE", "EMFILE") == (held, refused)
+    assert {"1"} == {*fleeting}
+    assert b"" == stated
+    until(lambda: again.do("open") == "0")
 
 
 # Opens a device anew, and that open a second time, which is refused and worth a line in the log.

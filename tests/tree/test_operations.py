@@ -672,3 +672,45 @@ async def test_a_mistake_costs_one_request(mounted: Mounted, logs: Any) -> None:
     logs.expect("getattr failed")
 
     assert errno.EIO == await _error(mounted.tree.getattr("no number", None, None, None))  # type: ignore[arg-type,call-arg]
+
+
+async def test_logs_of_closed_devices_are_kept_for_few(mounted: Mounted) -> None:
+    """However often somebody looks up a process's log, holds it, and closes the device: the oldest ones are stale."""
+    inodes = []
+    for _ in range(1100):
+        device = await mounted.open("binder", 45)
+        inodes.append((await mounted.find("binder_logs/proc/45")).st_ino)
+        await mounted.tree.release(device)
+        # What the device's own lookup held.
+        await mounted.tree.forget([(inodes[-1] - 1, 1)])
+
+    assert errno.ESTALE == await _error(mounted.tree.getattr(inodes[0], CTX))
+    assert 0 == (await mounted.tree.getattr(inodes[-1], CTX)).st_nlink
+
+    await mounted.tree.forget([(inode, 1) for inode in inodes])
+
+    assert {} == mounted.tree._gone
+
+
+async def test_a_listing_beyond_what_may_be_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends early, with what it has, and fails with the next part; the kernel knows of each inode that is held."""
+    mounted = Mounted(limits={"user_inodes": 2})
+    with pytest.raises(FUSEError) as refused:
+        await mounted.names("", monkeypatch)
+    held = mounted.engine.quota.inodes.held
+    await mounted.tree.forget([(inode, 1) for inode in list(mounted.tree._inodes)])
+
+    assert (errno.EMFILE, 2, 0) == (refused.value.errno, held, mounted.engine.quota.inodes.held)
+
+
+async def test_what_is_opened_is_given_back(mounted: Mounted) -> None:
+    """Each kind of open counts for its user until it is released."""
+    tree, files = mounted.tree, mounted.engine.quota.files
+    handles = [await mounted.open(path) for path in ("binder_logs/state", "binder-control")]
+    folder = await tree.opendir(ROOT_INODE, CTX)
+    most = files.held
+    for handle in handles:
+        await tree.release(handle)
+    await tree.releasedir(folder)
+
+    assert (3, 0) == (most, files.held)
