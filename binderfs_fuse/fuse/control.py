@@ -63,7 +63,11 @@ class Control:
             if text is None:
                 return -errno.ENOENT, b""
             opened.snapshot = text()
-        return 0, _QUERY.pack(name, offset, len(opened.snapshot), opened.snapshot[offset : offset + _PART])
+        size = len(opened.snapshot)
+        part = opened.snapshot[offset : offset + _PART]
+        if offset + _PART >= size:
+            opened.snapshot = b""
+        return 0, _QUERY.pack(name, offset, size, part)
 
     def _reconfigure(self, _opened: ControlOpen, task: Task, argument: bytes) -> tuple[int, bytes]:
         """Set what ``max=`` and ``ro`` set. EPERM: for somebody else. EINVAL, EBUSY: as `Tree.reconfigure`."""
