@@ -43,6 +43,7 @@ options (-o):
   secctx=LABEL        the label of senders that have none (u:r:unlabeled:s0)
   priority=kernel|android             what a call hands on: nice values, or policies too (kernel)
   noseccomp           the server does not filter its own system calls
+  memory=SIZE         the most that the server holds for all clients, such as 256M (as the machine allows)
   log=FILE|syslog, log_level=debug|info|warning|error
   remount             change max=, ro and rw of what is mounted there
 """
