@@ -431,14 +431,23 @@ static void flood_state(long count)
 
 static void flood_version(long count)
 {
+    int opened[2];
+    if (pipe(opened))
+        fail("pipe");
     for (long i = 0; i < count; i++) {
         if (spawn())
             continue;
         int fd = open_device();
         struct binder_version version;
+        if (write(opened[1], "", 1) != 1)
+            fail("write");
         for (;;)
             ioctl(fd, BINDER_VERSION, &version);
     }
+    char byte;
+    for (long i = 0; i < count; i++)
+        if (read(opened[0], &byte, 1) != 1)
+            fail("read");
     say_ready();
 }
 

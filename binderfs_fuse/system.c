@@ -18,6 +18,26 @@
  * The watcher ticks only while requests come. When none came for DOZE_TICKS it sets `dozing`, looks once more whether
  * the turn is still the same, and sleeps on it. The leader counts its turn before it looks at `dozing`. One of them
  * sees the other, so the leader's system call to wake the watcher is paid once after each silence.
+ *
+ * Who is served next. The kernel's queue is first in, first out, so one user with hundreds of processes would be served
+ * hundreds of times between two requests of another user. While the mount is *crowded*, the leader therefore reads ahead:
+ * it takes all requests out of the kernel, without blocking, into queues by user, and serves the users in turn, one
+ * request each. A request that stands alone has one user's request before it for each busy user.
+ *
+ *     detection     The leader notes when the user changes from one request to the next: two instructions, no system
+ *                   call. The watcher sets `crowded` when the leader is busy and /dev/fuse readable at two ticks, and the
+ *                   user changed lately. Where there is one user, there is nothing to be fair about.
+ *     reading       O_NONBLOCK is set on /dev/fuse while the mount is crowded, and at no other time. Only read() heeds it.
+ *     the end       After CALM_READS times with at most one request at hand, `crowded` is cleared.
+ *
+ * Order. Requests of one user stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
+ * its own: the kernel sends a RELEASE after the last answer of its file, and a FORGET after the answer to its RELEASE, so
+ * neither can pass what it must follow. An INTERRUPT may name a request that was read ahead: a BINDER_WRITE_READ is then
+ * answered with EINTR, and where it names any other request, it waits behind that.
+ *
+ * Memory. A user's requests take at most as much of AHEAD_MAX as is still free; a first request is always kept. A
+ * request that finds no room fails with ENOMEM. Nothing is read beyond twice AHEAD_MAX, which bounds many users, too.
+ * What is read ahead belongs to the lane that has the bit READING set.
  */
 #ifndef _GNU_SOURCE
 #define _GNU_SOURCE
@@ -28,6 +48,7 @@
 #include <fcntl.h>
 #include <limits.h>
 #include <linux/futex.h>
+#include <poll.h>
 #include <stdatomic.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -59,6 +80,45 @@
 
 #define READING ((uintptr_t)1)
 
+#define CROWDED_TICKS 2
+#define MIXED_TICKS 64 /* the user has changed lately: within so many ticks */
+#define CALM_READS 32
+#define SERVED_PER_READ 4 /* requests served before the kernel's queue is looked at again */
+#define AHEAD_MAX ((size_t)32 << 20)
+#define AHEAD_BUCKETS 1024
+#define KERNEL ((uint64_t)1 << 32) /* no uid: who sends RELEASE, FORGET and INTERRUPT */
+
+/* A request that was read ahead. */
+struct request {
+    struct request *previous, *next; /* of its user */
+    struct request *below;           /* in its bucket */
+    struct user *user;
+    uint64_t unique;
+    uint32_t opcode;
+    uint32_t length;
+    uint8_t message[];
+};
+
+/* A user with requests that were read ahead; there is none without. */
+struct user {
+    struct user *previous, *next; /* whose turns are before and after */
+    struct user *below;           /* in its bucket */
+    uint64_t id;
+    size_t bytes;
+    struct request *first, *last;
+};
+
+struct ahead {
+    struct request *requests[AHEAD_BUCKETS]; /* by unique */
+    struct user *users[AHEAD_BUCKETS];       /* by id */
+    struct user *first, *last;               /* in the order of their turns */
+    size_t bytes;
+    size_t count;
+    unsigned served; /* since the kernel's queue was looked at */
+    unsigned calm;
+    bool nonblocking;
+};
+
 struct channel {
     int fuse_fd;
     _Atomic uintptr_t state;
@@ -70,6 +130,11 @@ struct channel {
     uint32_t reported_turn;  /* the watcher's: the turn at its last WATCH_TICK or WATCH_IDLE */
     _Atomic uint32_t shunned_count;
     _Atomic uint64_t shunned[SHUNNED_MAX];
+    uint32_t last_user;      /* the leader's: of the last request */
+    _Atomic uint32_t mixed;  /* how often the user changed */
+    _Atomic bool crowded;    /* read ahead */
+    _Atomic size_t waiting;  /* requests read ahead, as of the last look */
+    struct ahead ahead;      /* whose READING bit is set */
 };
 
 struct lane {
@@ -300,6 +365,278 @@ void lane_lead(struct lane *lane)
     atomic_store(&lane->channel->state, (uintptr_t)lane);
 }
 
+/* ---- reading ahead ---- */
+
+static size_t bucket(uint64_t key)
+{
+    return (key * 0x9E3779B97F4A7C15u) >> 54; /* 10 bits: AHEAD_BUCKETS */
+}
+
+static bool is_the_kernels(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_FORGET:
+    case FUSE_BATCH_FORGET:
+    case FUSE_INTERRUPT:
+    case FUSE_RELEASE:
+    case FUSE_RELEASEDIR:
+    case FUSE_INIT:
+    case FUSE_DESTROY:
+        return true;
+    }
+    return false;
+}
+
+static int put(struct channel *channel, struct iovec *parts, int count, int error, uint64_t unique);
+
+/* Answer a request that is not served. */
+static void refuse(struct channel *channel, uint32_t opcode, uint64_t unique, int error)
+{
+    struct fuse_ioctl_out ioctl = {.result = error};
+    struct iovec parts[2] = {{0}, {&ioctl, sizeof(ioctl)}};
+    if (opcode == FUSE_IOCTL)
+        put(channel, parts, 2, 0, unique);
+    else
+        put(channel, parts, 1, error, unique);
+}
+
+static struct user *find_user(struct ahead *ahead, uint64_t id)
+{
+    struct user *user = ahead->users[bucket(id)];
+    while (user && user->id != id)
+        user = user->below;
+    return user;
+}
+
+static struct request *find_request(struct ahead *ahead, uint64_t unique)
+{
+    struct request *request = ahead->requests[bucket(unique)];
+    while (request && request->unique != unique)
+        request = request->below;
+    return request;
+}
+
+static void append_user(struct ahead *ahead, struct user *user)
+{
+    user->previous = ahead->last;
+    user->next = NULL;
+    *(ahead->last ? &ahead->last->next : &ahead->first) = user;
+    ahead->last = user;
+}
+
+static void unlink_user(struct ahead *ahead, struct user *user)
+{
+    *(user->previous ? &user->previous->next : &ahead->first) = user->next;
+    *(user->next ? &user->next->previous : &ahead->last) = user->previous;
+}
+
+/* Take a user without requests out. */
+static void drop_user(struct ahead *ahead, struct user *user)
+{
+    struct user **place = &ahead->users[bucket(user->id)];
+    while (*place != user)
+        place = &(*place)->below;
+    *place = user->below;
+    unlink_user(ahead, user);
+    free(user);
+}
+
+/* Take a request out, and its user, where that was the last one. The message stays: who calls this frees it. */
+static void take_out(struct ahead *ahead, struct request *request)
+{
+    struct request **place = &ahead->requests[bucket(request->unique)];
+    struct user *user = request->user;
+    size_t size = sizeof(*request) + request->length;
+
+    while (*place != request)
+        place = &(*place)->below;
+    *place = request->below;
+    *(request->previous ? &request->previous->next : &user->first) = request->next;
+    *(request->next ? &request->next->previous : &user->last) = request->previous;
+    user->bytes -= size;
+    ahead->bytes -= size;
+    ahead->count--;
+    if (!user->first)
+        drop_user(ahead, user);
+}
+
+/* Keep a request until the turn of user `id` comes; tell whether there was room for it. */
+static bool keep(struct ahead *ahead, uint64_t id, const uint8_t *message, size_t length)
+{
+    struct fuse_in_header header;
+    struct user *user = find_user(ahead, id);
+    size_t size = sizeof(struct request) + length;
+
+    memcpy(&header, message, sizeof(header));
+    if (user && !is_the_kernels(header.opcode) && (ahead->bytes >= AHEAD_MAX || user->bytes + size > AHEAD_MAX - ahead->bytes))
+        return false;
+    struct request *request = malloc(size);
+    if (!request)
+        return false;
+    if (!user) {
+        user = calloc(1, sizeof(*user));
+        if (!user) {
+            free(request);
+            return false;
+        }
+        user->id = id;
+        user->below = ahead->users[bucket(id)];
+        ahead->users[bucket(id)] = user;
+        append_user(ahead, user);
+    }
+    *request = (struct request){.previous = user->last, .below = ahead->requests[bucket(header.unique)], .user = user,
+        .unique = header.unique, .opcode = header.opcode, .length = (uint32_t)length};
+    memcpy(request->message, message, length);
+    ahead->requests[bucket(header.unique)] = request;
+    *(user->last ? &user->last->next : &user->first) = request;
+    user->last = request;
+    user->bytes += size;
+    ahead->bytes += size;
+    ahead->count++;
+    return true;
+}
+
+/* Tell in whose queue a request belongs: for an INTERRUPT that is where the request waits that it names. */
+static uint64_t owner(struct ahead *ahead, const uint8_t *message)
+{
+    struct fuse_in_header header;
+    struct fuse_interrupt_in interrupt;
+    const struct request *named = NULL;
+
+    memcpy(&header, message, sizeof(header));
+    if (!is_the_kernels(header.opcode))
+        return header.uid;
+    if (header.opcode == FUSE_INTERRUPT) {
+        memcpy(&interrupt, message + sizeof(header), sizeof(interrupt));
+        named = find_request(ahead, interrupt.unique);
+    }
+    return named ? named->user->id : KERNEL;
+}
+
+/* Answer a BINDER_WRITE_READ that was read ahead, if this INTERRUPT names one; tell whether it does. */
+static bool is_interrupted(struct channel *channel, const uint8_t *message)
+{
+    struct ahead *ahead = &channel->ahead;
+    struct fuse_interrupt_in interrupt;
+    struct fuse_ioctl_in ioctl;
+
+    memcpy(&interrupt, message + sizeof(struct fuse_in_header), sizeof(interrupt));
+    struct request *request = find_request(ahead, interrupt.unique);
+    if (!request || request->opcode != FUSE_IOCTL)
+        return false;
+    memcpy(&ioctl, request->message + sizeof(struct fuse_in_header), sizeof(ioctl));
+    if (ioctl.cmd != BINDER_WRITE_READ)
+        return false;
+    take_out(ahead, request);
+    free(request);
+    refuse(channel, FUSE_IOCTL, interrupt.unique, -EINTR);
+    return true;
+}
+
+static void set_nonblocking(struct channel *channel, bool nonblocking)
+{
+    int flags = fcntl(channel->fuse_fd, F_GETFL);
+    if (flags >= 0 && fcntl(channel->fuse_fd, F_SETFL, nonblocking ? flags | O_NONBLOCK : flags & ~O_NONBLOCK) == 0)
+        channel->ahead.nonblocking = nonblocking;
+}
+
+static bool is_closed(ssize_t length)
+{
+    /* ENOENT: the request was withdrawn while it was being read. */
+    return length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT;
+}
+
+/* Read all that the kernel has. Returns 0, EVENT_CLOSED, or the length of a message in the lane that is to be served at
+ * once, since there is no memory to keep it, and the kernel sends it only once. */
+static ssize_t read_ahead(struct lane *lane)
+{
+    struct channel *channel = lane->channel;
+    struct ahead *ahead = &channel->ahead;
+    ssize_t found = 0;
+
+    ahead->served = 0;
+    while (found == 0 && ahead->bytes < 2 * AHEAD_MAX) {
+        struct fuse_in_header header;
+        ssize_t length = read(channel->fuse_fd, lane->message, sizeof(lane->message));
+        if (length < (ssize_t)sizeof(header)) {
+            if (is_closed(length)) {
+                lane->record.error = errno;
+                return EVENT_CLOSED;
+            }
+            if (length < 0 && errno != EAGAIN)
+                continue;
+            break;
+        }
+        memcpy(&header, lane->message, sizeof(header));
+        if (header.opcode == FUSE_INTERRUPT && is_interrupted(channel, lane->message))
+            continue;
+        if (keep(ahead, owner(ahead, lane->message), lane->message, (size_t)length))
+            continue;
+        if (is_the_kernels(header.opcode))
+            found = length;
+        else
+            refuse(channel, header.opcode, header.unique, -ENOMEM);
+    }
+    atomic_store_explicit(&channel->waiting, ahead->count, memory_order_relaxed);
+    return found;
+}
+
+/* Put the request whose turn it is into the lane. Returns its length, 0 where there is none any more and the mount is
+ * not crowded, or EVENT_CLOSED. */
+static ssize_t next_in_turn(struct lane *lane)
+{
+    struct channel *channel = lane->channel;
+    struct ahead *ahead = &channel->ahead;
+
+    if (!ahead->nonblocking)
+        set_nonblocking(channel, true);
+    for (;;) {
+        if (ahead->nonblocking && (!ahead->count || ahead->served >= SERVED_PER_READ)) {
+            ssize_t found = read_ahead(lane);
+            if (found)
+                return found;
+            ahead->calm = ahead->count > 1 ? 0 : ahead->calm + 1;
+        }
+        if (ahead->count)
+            break;
+        if (ahead->calm >= CALM_READS || !ahead->nonblocking) {
+            ahead->calm = 0;
+            set_nonblocking(channel, false);
+            atomic_store(&channel->crowded, ahead->nonblocking);
+            if (!ahead->nonblocking)
+                return 0;
+        }
+        struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
+        poll(&ready, 1, -1);
+    }
+    struct user *user = ahead->first;
+    struct request *request = user->first;
+    size_t length = request->length;
+    /* Its user's next turn comes after those of all others. */
+    unlink_user(ahead, user);
+    append_user(ahead, user);
+    take_out(ahead, request);
+    ahead->served++;
+    memcpy(lane->message, request->message, length);
+    free(request);
+    return (ssize_t)length;
+}
+
+static int begin(struct lane *lane, size_t length)
+{
+    struct channel *channel = lane->channel;
+
+    atomic_store(&channel->state, (uintptr_t)lane);
+    atomic_fetch_add(&channel->turn, 1);
+    wake_watcher(channel);
+    int opcode = dissect(lane, length);
+    if (lane->record.uid != channel->last_user) {
+        channel->last_user = lane->record.uid;
+        atomic_fetch_add_explicit(&channel->mixed, 1, memory_order_relaxed);
+    }
+    return opcode;
+}
+
 int lane_receive(struct lane *lane)
 {
     struct channel *channel = lane->channel;
@@ -310,20 +647,32 @@ int lane_receive(struct lane *lane)
     if (!lane->thread)
         lane->thread = gettid();
     atomic_store_explicit(&channel->leader, lane->thread, memory_order_relaxed);
+    if (atomic_load_explicit(&channel->crowded, memory_order_relaxed)) {
+        ssize_t length = next_in_turn(lane);
+        if (length < 0)
+            return EVENT_CLOSED;
+        if (length > 0)
+            return begin(lane, (size_t)length);
+    }
     for (;;) {
         ssize_t length = read(channel->fuse_fd, lane->message, sizeof(lane->message));
-        if (length >= (ssize_t)sizeof(struct fuse_in_header)) {
-            atomic_store(&channel->state, (uintptr_t)lane);
-            atomic_fetch_add(&channel->turn, 1);
-            wake_watcher(channel);
-            return dissect(lane, (size_t)length);
-        }
-        /* ENOENT: the request was withdrawn while it was being read. */
-        if (length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT) {
+        if (length >= (ssize_t)sizeof(struct fuse_in_header))
+            return begin(lane, (size_t)length);
+        if (is_closed(length)) {
             lane->record.error = errno;
             return EVENT_CLOSED;
         }
     }
+}
+
+void channel_crowd(struct channel *channel)
+{
+    atomic_store(&channel->crowded, true);
+}
+
+size_t channel_waiting(struct channel *channel)
+{
+    return atomic_load_explicit(&channel->waiting, memory_order_relaxed);
 }
 
 int lane_restore(struct lane *lane, const void *message, size_t size)
@@ -405,6 +754,12 @@ static bool is_running(int32_t thread)
     return name_end && name_end[1] == ' ' && name_end[2] == 'R';
 }
 
+static bool has_requests(struct channel *channel)
+{
+    struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
+    return !atomic_load_explicit(&channel->crowded, memory_order_relaxed) && poll(&ready, 1, 0) == 1;
+}
+
 int lane_watch(struct lane *lane)
 {
     struct channel *channel = lane->channel;
@@ -414,6 +769,9 @@ int lane_watch(struct lane *lane)
     unsigned ticks = 0;
     unsigned idle = 0;
     unsigned running = 0;
+    uint32_t last_mixed = atomic_load_explicit(&channel->mixed, memory_order_relaxed);
+    unsigned unmixed = MIXED_TICKS;
+    unsigned waiting = 0;
 
     lane->thread = gettid();
     while (!atomic_load(&channel->stopping)) {
@@ -421,7 +779,13 @@ int lane_watch(struct lane *lane)
         uintptr_t state = atomic_load(&channel->state);
         uint32_t turn = atomic_load(&channel->turn);
         bool same = state == last_state && turn == last_turn;
+        uint32_t mixed = atomic_load_explicit(&channel->mixed, memory_order_relaxed);
 
+        unmixed = mixed == last_mixed ? unmixed + 1 : 0;
+        last_mixed = mixed;
+        waiting = !(state & READING) && unmixed < MIXED_TICKS && has_requests(channel) ? waiting + 1 : 0;
+        if (waiting >= CROWDED_TICKS)
+            channel_crowd(channel);
         if (same && !(state & READING)) {
             if (running < RUNNING_TICKS && is_running(atomic_load_explicit(&channel->leader, memory_order_relaxed))) {
                 running++;

@@ -95,6 +95,12 @@ int lane_receive(struct lane *lane);
  * kernel has the task by then, and not its number. */
 void lane_let_go(struct lane *lane, uint64_t unique);
 
+/* Have the leader read ahead, and serve users in turn, until few requests come (system.c). The watcher does so, too. */
+void channel_crowd(struct channel *channel);
+
+/* How many requests are read ahead, as of the leader's last look at the kernel's queue. */
+size_t channel_waiting(struct channel *channel);
+
 /* Put back a request that was left for later into a lane that leads nothing, and fetch what it points to. Returns its
  * opcode. */
 int lane_restore(struct lane *lane, const void *message, size_t size);

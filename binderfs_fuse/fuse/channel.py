@@ -65,7 +65,7 @@ _FLAG2_PASSTHROUGH: Final = uapi.FUSE_PASSTHROUGH >> 32
 # So often is it the turn of the user's LOOKUP that has waited longest.
 _FAIR_TURN: Final = 8
 # A thread that computes lets go of the interpreter after this many seconds if another one wants it.
-_SWITCH_INTERVAL: Final = 0.0005
+_SWITCH_INTERVAL: Final = 0.0001
 
 # What the kernel offers and is not taken up: see the theory of operation; MAX_PAGES keeps messages below 128 KiB.
 _REFUSED: Final = (
