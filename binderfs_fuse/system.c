@@ -77,6 +77,7 @@
 #define IDLE_TICKS 4
 #define DOZE_TICKS 64
 #define RUNNING_TICKS 100
+#define NAP_NS 50000L
 
 #define READING ((uintptr_t)1)
 
@@ -826,6 +827,18 @@ void channel_ring(struct channel *channel)
 {
     atomic_store(&channel->rung, true);
     wake_watcher(channel);
+}
+
+void channel_give_way(struct channel *channel, int times)
+{
+    /* The kernel adds its timer slack, 50 us. */
+    const struct timespec nap = {0, NAP_NS};
+    uint32_t turn;
+
+    do {
+        turn = atomic_load(&channel->turn);
+        clock_nanosleep(CLOCK_MONOTONIC, 0, &nap, NULL);
+    } while (--times > 0 && atomic_load(&channel->turn) != turn && !atomic_load(&channel->stopping));
 }
 
 void channel_stop(struct channel *channel)

@@ -120,6 +120,9 @@ int lane_watch(struct lane *lane);
 /* Wake the watcher for a WATCH_IDLE, in case that it sleeps. */
 void channel_ring(struct channel *channel);
 
+/* Sleep for about 100 us, and again if requests were served meanwhile, `times` times at most. */
+void channel_give_way(struct channel *channel, int times);
+
 /* Make the watcher return WATCH_STOPPED, now and ever after. */
 void channel_stop(struct channel *channel);
 

@@ -136,6 +136,12 @@ class SetScheduling:
         self.verify = verify
 
 
+class Turn:
+    """Let others have the lock: a long step yields it after a bounded amount of work; answered with None."""
+
+    __slots__ = ()
+
+
 class Wait:
     """Park the step until `Engine.ready` names this very object.
 
@@ -194,6 +200,7 @@ Effect: TypeAlias = (
     | GetSecurityContext
     | SetNice
     | SetScheduling
+    | Turn
     | Wait
 )
 Step: TypeAlias = Generator[Effect | Outcome, Any, None]

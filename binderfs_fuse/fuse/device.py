@@ -20,12 +20,17 @@ which it will not see), and the step's own answer comes too late, which the kern
 it looked up (/proc/TID/fdinfo) each time before it parks. Who sets it later is found out when a call has been parked
 for some milliseconds; from then on the same holds for this open.
 
+**TURN** ends a slice of a long step. The call then leaves its thread, which goes on to others' requests, and its next
+slices are one worker's, who takes users in turn (turns.py). What the step asks for next is done by another worker,
+since it may be held up.
+
 **POLL** that wants to be told leaves its handle (kh); one wake-up uses it up, since whoever is woken polls again.
 
 Invariants
 ----------
-- A call is in `_parked` from its first wait until it is answered; `Call.wait` is set exactly while it is parked, and
-  changes only under the engine's lock.
+- A call is in `_parked` from its first wait or turn until it is answered; `Call.wait` is set exactly while it is parked,
+  and changes only under the engine's lock.
+- No thread is at a call that is in `_queued`, or one does a slice of it, under the engine's lock.
 - A caller's memory is touched only on behalf of a call that is not answered yet.
 - `RELEASE` reaches the engine after the last step of the open: the kernel sends it after the last request, and where a
   stuck call was let go before its step's end, the release waits for that.
@@ -58,11 +63,13 @@ from binderfs_fuse.engine.effects import (
     Populate,
     SetNice,
     SetScheduling,
+    Turn,
     Wait,
 )
 from binderfs_fuse.fuse.channel import plain
 from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.fuse.transfer import Transfer
+from binderfs_fuse.fuse.turns import Turns
 from binderfs_fuse.host import files, memory, tasks
 from binderfs_fuse.host.region import Kind, Region, has_released, unmap_released
 
@@ -90,6 +97,8 @@ _LOOK_AGAIN_SECONDS_MAX: Final = 1.0
 _LOOKS_AT_FIRST: Final = 4
 _LOOKS_AGAIN: Final = 64
 _INT_MAX: Final = (1 << 31) - 1
+# A slice of a long step waits for so many naps of 100 us at most, while requests are served.
+_NAPS: Final = 8
 # Attributes of classes and of `lib` that each call needs: looked up once.
 _PAGE_CACHE: Final = Kind.PAGE_CACHE
 _ANSWER_IOCTL: Final[int] = lib.ANSWER_IOCTL
@@ -172,7 +181,7 @@ class Call:
 
     `send`         resumes its step; `over` says that the step has ended
     `argument`     the address of the ioctl's argument; `out_size` bytes may be laid over it
-    `wait`         what it is parked on now; `parked` says that it ever was
+    `wait`         what it is parked on now; `parked` says that it ever was, or took a turn
     `interrupted`  it is not to be parked any more
     `let_go`       nothing of its task is to be touched any more: it may be answered before its step ends
     `elsewhere`    the open of another process that is being looked at for it
@@ -301,6 +310,7 @@ class DevicePlane:
         self._resumed: dict[Lane, Call] = {}
         self.transfers: dict[int, Call] = {}
         self._installer = files.FileInstaller()
+        self._turn_lane: Lane | None = None
         self._strangers: set[int] = set()
         self._perform: dict[type, Callable[[Lane, Call, Any], Any]] = {
             CopyIn: self._copy_in,
@@ -320,6 +330,7 @@ class DevicePlane:
         self._channel = channel
         self._core = channel.core
         self._crew = channel.crew
+        self.turns = Turns(self._crew.post, lambda: lib.channel_give_way(self._core, _NAPS))
         return {
             uapi.FUSE_IOCTL: self._ioctl,
             uapi.FUSE_POLL: self._poll,
@@ -710,14 +721,20 @@ class DevicePlane:
     # Steps.
 
     def _drive(self, lane: Lane, call: Call, value: Any) -> Answer | None:
-        """Send `value` into the step of a call, and whatever it asks for then, until it parks or is over.
+        """Send `value` into the step of a call, and whatever it asks for then, until it parks, takes a turn or is over.
 
         The engine is locked on entry, and not on return. Returns the answer, if it is over.
         """
-        engine = self._engine
-        lock = self._lock
-        send = call.send
         lane.serving = call
+        return self._follow(lane, call, self._send(lane, call, value))
+
+    def _send(self, lane: Lane, call: Call, value: Any) -> Effect | Outcome:
+        """Send `value` into the step of a call, and return what it asks for.
+
+        The engine is locked on entry, and not on return. A call that waits is parked.
+        """
+        engine = self._engine
+        send = call.send
         while True:
             try:
                 effect = send(value)
@@ -745,26 +762,87 @@ class DevicePlane:
             if engine.ready:
                 self._take_ready(lane.work)
             pollers = self._pollers() if engine.poll_ready else None
-            lock.release()
+            self._lock.release()
             if pollers is not None:
                 for kh in pollers:
                     lib.channel_notify_poll(self._core, kh)
+            return effect
+
+    def _follow(self, lane: Lane, call: Call, effect: Effect | Outcome) -> Answer | None:
+        """Do what a step asks for, send the result, and so on; as `_drive`. The engine is not locked."""
+        while True:
             if type(effect) is Outcome:
                 return self._finish(lane, call, effect)
             if type(effect) is Wait:
-                if self._crew.leader is not lane:
-                    lib.channel_ring(self._core)
-                if effect.timeout_ms is not None:
-                    self._crew.after(effect.timeout_ms / 1000, self._resume_from, call, effect, _ETIMEDOUT)
+                self._waits(lane, call, effect)
+                if effect.timeout_ms is not None or not call.open.looks or not self._unpark(call, effect):
                     return None
-                if not call.open.looks or not self._unpark(call, effect):
-                    return None
-                value = _EAGAIN
+                value: Any = _EAGAIN
+            elif type(effect) is Turn:
+                self._take_turn(lane, call)
+                return None
             elif call.let_go:
                 value = _unperformed(effect)
             else:
                 value = self._perform[type(effect)](lane, call, effect)
-            lock.acquire()
+            self._lock.acquire()  # _send() releases it
+            effect = self._send(lane, call, value)
+
+    def _waits(self, lane: Lane, call: Call, wait: Wait) -> None:
+        """See that somebody looks after a call that is parked."""
+        if self._crew.leader is not lane:
+            lib.channel_ring(self._core)
+        if wait.timeout_ms is not None:
+            self._crew.after(wait.timeout_ms / 1000, self._resume_from, call, wait, _ETIMEDOUT)
+
+    def _take_turn(self, lane: Lane, call: Call) -> None:
+        """Have a call go on when its turn comes."""
+        call.interrupted = call.interrupted or lane.interrupted == call.unique
+        if not call.parked:
+            call.parked = True
+            self._parked[call.unique] = call
+        self._queued.add(call)
+        self.turns.put(call.task.euid, self._slice, call)
+
+    def _slice(self, call: Call) -> None:
+        """Do the next slice of a call; only the worker that does slices calls this."""
+        lane = self._turn_lane
+        if lane is None:
+            lane = self._turn_lane = Lane(self._core)
+        self._resumed[lane] = call
+        try:
+            self._lock.acquire()  # _send() releases it
+            self._queued.discard(call)
+            effect = self._send(lane, call, None)
+            if type(effect) is Turn:
+                self._take_turn(lane, call)
+            elif type(effect) is Wait:
+                self._waits(lane, call, effect)
+                if effect.timeout_ms is None and call.open.looks:
+                    self._crew.post(self._look_at, [call])
+            else:
+                self._queued.add(call)
+                self._crew.post_for(call.open.handle, call.task.euid, self._go_on, call, effect)
+        finally:
+            del self._resumed[lane]
+            woken = list(lane.work)
+            lane.work.clear()
+            self._resume_each(woken)
+
+    def _go_on(self, call: Call, effect: Effect | Outcome) -> None:
+        """Do what a step asked for at the end of a slice, in a worker: it may be stuck then."""
+        lane = Lane(self._core)
+        lane.serving = call
+        self._resumed[lane] = call
+        try:
+            with self._lock:
+                self._queued.discard(call)
+            answer = self._follow(lane, call, effect)
+            self._hand_over(lane.work)
+            self._deliver(lane, answer)
+        finally:
+            del self._resumed[lane]
+            self._hand_over(lane.work)
 
     def _park(self, call: Call, wait: Wait) -> None:
         wait.owner = call

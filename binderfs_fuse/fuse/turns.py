@@ -1,0 +1,80 @@
+"""Long steps, one slice at a time.
+
+Theory of operation
+-------------------
+A step whose work is long yields `Turn` after each slice of about 100 us (engine/effects.py). Its call leaves the thread
+that drove it and waits here. One worker does one slice after the other, and only while there are any. The users take
+turns, and so do the calls of one user, so that whoever has many long calls delays mainly their own.
+
+The slice holds the engine's lock and, where it is compiled, the interpreter too. Neither is fair: a thread that gives one
+back and takes it again at once gets it before those that wait. So the worker sleeps before each slice, without either, and
+sleeps again if requests were served meanwhile, `_NAPS` times at most (`lib.channel_give_way`). All others thus wait for one
+slice at most each time, and a long step goes on, at a slice a millisecond or more, however busy the mount is.
+
+Invariants
+----------
+- At most one thread does slices. What it does touches no client's memory and makes no system call that a client can
+  delay: whatever else a step asks for is handed to another worker by who made the slice.
+- `_guard` is held for moments, never while a slice runs, and never together with the engine's lock.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict, deque
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    Slice: TypeAlias = tuple[Callable[..., object], Any]
+
+
+class Turns:
+    """Slices that wait; `post` has a worker call something, `give_way` sleeps as said above."""
+
+    def __init__(self, post: Callable[..., object], give_way: Callable[[], object]) -> None:
+        self._post = post
+        self._give_way = give_way
+        self._guard = threading.Lock()
+        self._waiting: OrderedDict[int, deque[Slice]] = OrderedDict()
+        self._running = False
+
+    def __len__(self) -> int:
+        """Return how many slices wait."""
+        with self._guard:
+            return sum(len(slices) for slices in self._waiting.values())
+
+    def put(self, user: int, job: Callable[..., object], argument: Any) -> None:
+        """Have `job(argument)` called, a slice of a step of `user`, when its turn comes; never waits."""
+        with self._guard:
+            self._waiting.setdefault(user, deque()).append((job, argument))
+            if self._running:
+                return
+            self._running = True
+        self._post(self._run)
+
+    def _take(self) -> Slice | None:
+        with self._guard:
+            if not self._waiting:
+                self._running = False
+                return None
+            user, slices = self._waiting.popitem(last=False)
+            taken = slices.popleft()
+            if slices:
+                self._waiting[user] = slices
+            return taken
+
+    def _run(self) -> None:
+        while True:
+            self._give_way()
+            taken = self._take()
+            if taken is None:
+                return
+            job, argument = taken
+            try:
+                job(argument)
+            except BaseException:
+                # The pool says what went wrong; the others go on.
+                self._post(self._run)
+                raise
