@@ -2,10 +2,10 @@
 
 Theory of operation
 -------------------
-Three bystanders of one user measure how long things take: a client that calls every 0.3 ms, a process that opens a device
-every 3 ms, and, as a control, a process that asks another one over a pipe. They run alone, then beside four processes that
-only compute, then beside each flood of another user. A busy machine makes everybody slower, so a flood is held against the
-four computing processes of the same run, and not against an idle machine.
+Three bystanders of one user measure how long things take: a client that calls every 0.3 ms, a process that opens a
+device every 3 ms, and, as a control, a process that asks another one over a pipe. They run alone, then beside four
+processes that only compute, then beside each flood of another user. A busy machine makes everybody slower, so a flood
+is held against the four computing processes of the same run, and not against an idle machine.
 """
 
 from __future__ import annotations
@@ -144,22 +144,26 @@ def measure(command: Path, flood: str, seconds: float) -> dict[str, Figures]:
 
 def table(results: dict[str, dict[str, Figures]]) -> str:
     """Return the results as a table in Markdown; times in ms, and the ratio of the 99th percentiles to computing."""
-    lines = ["| beside | bystander | count | p50 ms | p99 ms | max ms | p99 / computing |", "|---|---|--:|--:|--:|--:|--:|"]
+    lines = [
+        "| beside | bystander | count | p50 ms | p99 ms | max ms | p99 / computing |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
     base = results.get(COMPUTING, {})
     for flood, figures in results.items():
         for name, found in figures.items():
             p50, p99, most = (found[key] / 1000 for key in ("p50_us", "p99_us", "max_us"))
             ratio = found["p99_us"] / max(1, base[name]["p99_us"]) if name in base else float("nan")
-            lines.append(
-                f"| {flood or 'nothing'} | {name} | {found['count']} | {p50:.2f} | {p99:.2f} | {most:.1f} | {ratio:.2f} |"
-            )
+            beside = flood or "nothing"
+            lines.append(f"| {beside} | {name} | {found['count']} | {p50:.2f} | {p99:.2f} | {most:.1f} | {ratio:.2f} |")
     return "\n".join(lines)
 
 
 def main() -> int:
     """Print the table; 1 where a bystander waits for more than `LIMIT` times as long as beside computing processes."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.bystanders", description=__doc__.partition("\n")[0])
-    parser.add_argument("floods", nargs="*", metavar="FLOOD", help=f"NAME=ARGUMENT,...; {' '.join(FLOODS)} if none is named")
+    parser.add_argument(
+        "floods", nargs="*", metavar="FLOOD", help=f"NAME=ARGUMENT,...; {' '.join(FLOODS)} if none is named"
+    )
     parser.add_argument("--seconds", type=float, default=3.0, help="how long each flood is measured (%(default)s)")
     parser.add_argument("--mount", type=Path, default=MOUNT_COMMAND, metavar="FILE", help="the mount.py to measure")
     arguments = parser.parse_args()

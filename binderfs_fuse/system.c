@@ -279,7 +279,7 @@ static bool is_shunned(struct channel *channel, uint64_t fh, uint32_t uid)
         uint64_t shunned = atomic_load_explicit(&channel->shunned[i], memory_order_relaxed);
         if (shunned == 0)
             continue;
-        if (shunned == fh || shunned == user || shunned == UINT64_MAX)
+        if (shunned == fh || shunned == user || shunned >= SHUN_SOME)
             return true;
         left--;
     }
@@ -598,15 +598,16 @@ static ssize_t next_in_turn(struct lane *lane)
                 return found;
             ahead->calm = ahead->count > 1 ? 0 : ahead->calm + 1;
         }
-        if (ahead->count)
-            break;
-        if (ahead->calm >= CALM_READS || !ahead->nonblocking) {
+        if (ahead->count <= 1 && (ahead->calm >= CALM_READS || !ahead->nonblocking)) {
             ahead->calm = 0;
-            set_nonblocking(channel, false);
+            if (ahead->nonblocking)
+                set_nonblocking(channel, false);
             atomic_store(&channel->crowded, ahead->nonblocking);
-            if (!ahead->nonblocking)
+            if (!ahead->count && !ahead->nonblocking)
                 return 0;
         }
+        if (ahead->count)
+            break;
         struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
         poll(&ready, 1, -1);
     }

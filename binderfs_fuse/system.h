@@ -126,9 +126,11 @@ void channel_give_way(struct channel *channel, int times);
 /* Make the watcher return WATCH_STOPPED, now and ever after. */
 void channel_stop(struct channel *channel);
 
-/* Fetch nothing for requests on this handle; of this user, where it is SHUN_USER | uid; at all when it is ~0. At most
- * SHUNNED_MAX, more are not heeded. */
+/* Fetch nothing for requests on this handle; of this user, where it is SHUN_USER | uid; at all when it is SHUN_ALL, or
+ * SHUN_SOME, which stands for more than there is room for. At most SHUNNED_MAX, more are not heeded. */
 #define SHUNNED_MAX 16
+#define SHUN_ALL 0xFFFFFFFFFFFFFFFF
+#define SHUN_SOME 0xFFFFFFFFFFFFFFFE
 #define SHUN_USER ((uint64_t)1 << 63)
 void channel_shun(struct channel *channel, uint64_t fh);
 void channel_pardon(struct channel *channel, uint64_t fh);

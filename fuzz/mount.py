@@ -469,8 +469,8 @@ class Mount:
     def _pardon(self, handle: int) -> None:
         self.crew._shunned.discard(handle)
         lib.channel_pardon(self._channel.core, handle)
-        lane = Lane(self._channel.core)
-        self.crew._catch_up(lane)
+        self.crew._rescuer = Lane(self._channel.core)
+        self.crew._rescue(self.crew._rescuer)
         self._hear()
 
     # The end.

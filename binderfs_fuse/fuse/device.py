@@ -28,8 +28,8 @@ since it may be held up.
 
 Invariants
 ----------
-- A call is in `_parked` from its first wait or turn until it is answered; `Call.wait` is set exactly while it is parked,
-  and changes only under the engine's lock.
+- A call is in `_parked` from its first wait or turn until it is answered; `Call.wait` is set exactly while it is
+  parked, and changes only under the engine's lock.
 - No thread is at a call that is in `_queued`, or one does a slice of it, under the engine's lock.
 - A caller's memory is touched only on behalf of a call that is not answered yet.
 - `RELEASE` reaches the engine after the last step of the open: the kernel sends it after the last request, and where a

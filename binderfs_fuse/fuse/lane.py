@@ -14,20 +14,26 @@ deliveries that it had still to make (`Lane.work`) go to the new leader.
 
 A watcher costs nothing while no requests come (system.c), and a thousandth of a processor while they do.
 
-Who is stuck occupies a thread, so there are limits. A handle with `STUCK_PER_HANDLE` threads stuck over it is
-*shunned*: its requests wait in the `backlog` for one of them. So is a user over whose memory `STUCK_PER_USER` are.
-With `MAX_LANES` threads in all the mount is *austere*: every request that would touch a client's memory waits
-there, while everything else - polls, signals, closing, the tree, and so the death of the client at fault - goes on.
-At fault is whose memory it is, which need not be who made the request: a reply is stored by whoever gives it.
+A stuck thread is charged to the owner of the memory that it waits for, not to the caller: a reply is stored by whoever
+gives it. A handle with `quotas.lanes_per_handle` threads stuck over it is *shunned*: its requests wait in the
+`backlog` for one of them. So is a user over whose memory as many threads are stuck as are still free (quotas.py). Where
+all but the reserve are in use, the mount is *austere*: every request that would touch a client's memory waits in the
+backlog, while everything else - polls, signals, closing, the tree, and so the death of the client at fault - goes on.
+
+The **rescuer** is a thread that serves the backlog, users in turn: those that are not shunned any more, or, where the
+mount is austere, those over whose memory no thread is stuck. That is what the reserve is for. Where the rescuer gets
+stuck itself, it is charged like any other thread, and another one takes its place while there is one.
 
 **Workers** do what no reader should: what comes from the tree's side or from a timer. Of two kinds: jobs that touch no
 client's memory (`post`) are soon done, and have threads of their own; those that do (`post_for`) may be stuck, and so
-have the same limits as lanes, by handle and by user (workers.py).
+have limits of the same kind as lanes, by handle and by user (workers.py).
 
 Invariants
 ----------
 - At most one lane reads (system.c), and it is watched, or the mount is austere.
 - A lane's buffers and its `work` belong to its thread; others only take from `work`, and set `interrupted`.
+- `_shunned` is what `_shares` and `_stuck_over` say at any time; `lib` may be told more, and then asks.
+- At most one thread is the rescuer, and only while the mount is austere.
 - `_guard` is held for moments, never across a system call.
 """
 
@@ -37,24 +43,18 @@ import heapq
 import itertools
 import threading
 import time
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from binderfs_fuse import complaints
 from binderfs_fuse._system import ffi, lib
+from binderfs_fuse.fuse import quotas
+from binderfs_fuse.fuse.quotas import Shares
 from binderfs_fuse.fuse.workers import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-MAX_LANES: Final = 128
-"""Threads that read or have read requests, at most."""
-STUCK_PER_HANDLE: Final = 4
-"""Threads that may be stuck over one open before its requests have to wait."""
-STUCK_PER_USER: Final = MAX_LANES // 2
-"""Threads that may be stuck over one user's memory before all of the user's requests have to wait."""
-MAX_WORKERS: Final = 64
-"""Threads for everything else, at most, of each kind."""
 Answer: TypeAlias = tuple[Any, ...]
 """What `lib.channel_deliver` takes: unique, kind, result, payload and its size; tid, address, data and its size.
 
@@ -64,9 +64,13 @@ Not spelled out: compiled code would take it apart and put it together at each t
 _STACK_SIZE: Final = 512 << 10
 _stack_size_guard = threading.Lock()
 _STUCK_SECONDS: Final = 1.0
-_EVERYTHING: Final = (1 << 64) - 1
+_EVERYTHING: Final[int] = lib.SHUN_ALL
+_SOME: Final[int] = lib.SHUN_SOME
 _USER: Final[int] = lib.SHUN_USER
 """With a user's id, what stands for all handles of the user."""
+# A rescuer that is at the same request after this many seconds is taken for stuck.
+_RESCUE_SECONDS: Final = 0.005
+# Clients decide how often they have to wait: that is said so often at most.
 
 
 class Lane:
@@ -122,6 +126,59 @@ class Lane:
         self.nested = False
 
 
+class Backlog:
+    """Requests that have to wait, of users in turn. `_guard` of the crew is held by whoever calls this."""
+
+    def __init__(self) -> None:
+        self._requests: dict[int, tuple[int, int, bytes]] = {}
+        self._by_user: OrderedDict[int, dict[int, OrderedDict[int, None]]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Return how many there are."""
+        return len(self._requests)
+
+    def __contains__(self, unique: int) -> bool:
+        """Tell whether a request is there."""
+        return unique in self._requests
+
+    def add(self, unique: int, handle: int, user: int, message: bytes) -> None:
+        """Add a request."""
+        self._requests[unique] = handle, user, message
+        self._by_user.setdefault(user, {}).setdefault(handle, OrderedDict())[unique] = None
+
+    def remove(self, unique: int) -> bytes | None:
+        """Take a request out; return its message, or None where it is not there."""
+        found = self._requests.pop(unique, None)
+        if found is None:
+            return None
+        handle, user, message = found
+        handles = self._by_user[user]
+        uniques = handles[handle]
+        del uniques[unique]
+        if not uniques:
+            del handles[handle]
+            if not handles:
+                del self._by_user[user]
+        return message
+
+    def find(self, may_go: Callable[[int], bool], shunned: set[int]) -> int | None:
+        """Return the first request of the users in turn for whom `may_go`, over a handle that is not shunned."""
+        for user, handles in self._by_user.items():
+            if may_go(user):
+                for handle, uniques in handles.items():
+                    if handle not in shunned:
+                        return next(iter(uniques))
+        return None
+
+    def take(self, may_go: Callable[[int], bool], shunned: set[int]) -> bytes | None:
+        """Take that request out; return its message."""
+        unique = self.find(may_go, shunned)
+        if unique is None:
+            return None
+        self._by_user.move_to_end(self._requests[unique][1])
+        return self.remove(unique)
+
+
 class Crew:
     """The threads of a mount.
 
@@ -140,6 +197,7 @@ class Crew:
         look: Callable[[bool], None],
         restore: Callable[[Lane, bytes], None],
         blame: Callable[[Lane], tuple[int, int]],
+        limits: quotas.Quotas = quotas.DEFAULT,
     ) -> None:
         self._channel = channel
         self._lead = lead
@@ -149,18 +207,26 @@ class Crew:
         self._guard = threading.Lock()
         self.leader: Lane | None = None
         self._watched = False
-        self.max_lanes = MAX_LANES
+        self._quotas = limits
+        self._reserve = limits.lane_reserve
+        self.max_lanes = limits.lanes - limits.lane_reserve
         self._threads: set[threading.Thread] = set()
         self.lanes: set[Lane] = set()
         self.stuck: set[Lane] = set()
         # What each was stuck over, to be forgiven when it comes back: a handle, and a user.
         self._stuck_over: dict[Lane, tuple[int, int]] = {}
+        self._stuck_at: Counter[int] = Counter()
+        self._shares = Shares(limits.lanes, limits.lane_reserve)
         self._shunned: set[int] = set()
+        # As far as `lib` was told; _SOME where there was no room for all of them.
+        self._told: set[int] = set()
         self.austere = False
-        self.backlog: OrderedDict[int, tuple[int, int, bytes]] = OrderedDict()
+        self.backlog = Backlog()
+        self._rescuer: Lane | None = None
+        self.rescued = 0
         self._stopping = False
-        self.workers = Pool(MAX_WORKERS, self._start_worker)
-        self.client_workers = Pool(MAX_WORKERS, self._start_worker)
+        self.workers = Pool(limits.workers, self._start_worker)
+        self.client_workers = Pool(limits.workers, self._start_worker, limits.worker_reserve)
         self._clock = Clock(self.post)
 
     def start(self) -> None:
@@ -194,8 +260,8 @@ class Crew:
 
     def post_for(self, handle: int, uid: int, job: Callable[..., object], *arguments: Any) -> None:
         """Have a worker call `job`, which may be stuck in the memory of this handle's client, a user's; never waits."""
-        accounts = (handle, STUCK_PER_HANDLE), (_USER | uid, MAX_WORKERS // 2)
-        self.client_workers.post(job, *arguments, accounts=accounts)
+        accounts = ((handle, self._quotas.workers_per_handle),)
+        self.client_workers.post(job, *arguments, accounts=accounts, user=_USER | uid)
 
     def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> None:
         """Have a worker call `job` in a while."""
@@ -209,13 +275,16 @@ class Crew:
             user = _USER | fields.uid
             if not (self.austere or handle in self._shunned or user in self._shunned):
                 return False
-            self.backlog[fields.unique] = (handle, user, lane.message[: fields.length])
-            return True
+            self.backlog.add(fields.unique, handle, user, lane.message[: fields.length])
+            austere = self.austere
+        if austere:
+            self._find_rescuer()
+        return True
 
     def withdraw(self, unique: int) -> bool:
         """Drop a request that had to wait; tell whether there was such a one."""
         with self._guard:
-            return self.backlog.pop(unique, None) is not None
+            return self.backlog.remove(unique) is not None
 
     def lanes_serving(self, unique: int) -> list[Lane]:
         """Return the lanes whose last request this was; one that leads or is stuck may still be serving it."""
@@ -283,8 +352,7 @@ class Crew:
             assert stuck is not None  # there is a leader from the start
             shunned = self._mark_stuck(stuck)
         self._find_watcher()
-        if shunned is not None:
-            complaints.say(shunned, f"many threads wait for memory of user {shunned}: its clients have to wait")
+        self._warn(shunned)
         # Its deliveries are none of its client's business.
         while True:
             try:
@@ -294,33 +362,46 @@ class Crew:
         self._serve(lane)
 
     def _mark_stuck(self, lane: Lane) -> int | None:
-        """Note whom a stuck lane is to be blamed on; return the user whose clients have to wait from now on, if any."""
-        shunned = None
+        """Charge a stuck lane to the handle and the user at fault; return a user that has to wait now, if any."""
         if lane.left:  # by now; nobody would take it back
             return None
         self.stuck.add(lane)
         handle, uid = self._blame(lane)
         self._stuck_over[lane] = handle, _USER | uid
-        for whom in self._stuck_over[lane]:
-            # Some room is for users, and the last for everything.
-            room = lib.SHUNNED_MAX - (1 if whom & _USER else 5)
-            if whom not in self._shunned and self._is_stuck_too_often(whom) and len(self._shunned) < room:
-                self._shunned.add(whom)
-                lib.channel_shun(self._channel, whom)
-                if whom & _USER:
-                    shunned = uid
-        return shunned
-
-    def _is_stuck_too_often(self, whom: int) -> bool:
-        limit = STUCK_PER_USER if whom & _USER else STUCK_PER_HANDLE
-        return sum(whom in over for over in self._stuck_over.values()) >= limit
+        self._stuck_at[handle] += 1
+        self._shares.take(_USER | uid)
+        return self._shun()
 
     def _forgive(self, lane: Lane) -> None:
         self.stuck.discard(lane)
-        for whom in self._stuck_over.pop(lane, ()):
-            if whom in self._shunned and not self._is_stuck_too_often(whom):
-                self._shunned.discard(whom)
-                lib.channel_pardon(self._channel, whom)
+        over = self._stuck_over.pop(lane, None)
+        if over is None:
+            return
+        handle, user = over
+        self._stuck_at[handle] -= 1
+        if not self._stuck_at[handle]:
+            del self._stuck_at[handle]
+        self._shares.give_back(user)
+        self._shun()
+
+    def _shun(self) -> int | None:
+        """See anew who has to wait, after a change of what is stuck; return a user that has to from now on, if any."""
+        # There are no more of either than there are lanes.
+        handles = {handle for handle, count in self._stuck_at.items() if count >= self._quotas.lanes_per_handle}
+        users = {user for user in self._shares.held if isinstance(user, int) and self._shares.is_exhausted(user)}
+        new = users - self._shunned
+        self._shunned = handles | users
+        tell = set(self._shunned) if len(self._shunned) < lib.SHUNNED_MAX - 1 else {_SOME}
+        for whom in self._told - tell:
+            lib.channel_pardon(self._channel, whom)
+        for whom in tell - self._told:
+            lib.channel_shun(self._channel, whom)
+        self._told = tell
+        return next(iter(new)) & ~_USER if new else None
+
+    def _warn(self, user: int | None) -> None:
+        if user is not None:
+            complaints.say(user, f"many threads wait for memory of user {user}: its clients have to wait")
 
     def _serve(self, lane: Lane) -> None:
         try:
@@ -329,35 +410,67 @@ class Crew:
             with self._guard:
                 lane.left = True
                 self._forgive(lane)
-            self._catch_up(lane)
         finally:
             self._forget(lane)
-
-    def _catch_up(self, lane: Lane) -> None:
-        """Serve requests that had to wait, as far as they need not wait on."""
-        while True:
-            with self._guard:
-                unique = next(
-                    (
-                        unique
-                        for unique, (handle, user, _) in self.backlog.items()
-                        if handle not in self._shunned and user not in self._shunned
-                    ),
-                    None,
-                )
-                if unique is None:
-                    return
-                _, _, message = self.backlog.pop(unique)
-            self._restore(lane, message)
+            self._find_rescuer()
 
     def _forget(self, lane: Lane) -> None:
         with self._guard:
             self.lanes.discard(lane)
-            if not self.austere or self._stopping:
+            if not self.austere or self._stopping or len(self.lanes) >= self.max_lanes:
                 return
             self.austere = False
             lib.channel_pardon(self._channel, _EVERYTHING)
         self._find_watcher()
+
+    # The backlog.
+
+    def _may_be_rescued(self, user: int) -> bool:
+        return not self._shares.held[user] if self.austere else user not in self._shunned
+
+    def _find_rescuer(self) -> None:
+        """See that there is a rescuer, where there are requests for one."""
+        with self._guard:
+            if self._rescuer is not None or self._stopping or len(self.lanes) >= self.max_lanes + self._reserve:
+                return
+            if self.backlog.find(self._may_be_rescued, self._shunned) is None:
+                return
+            lane = self._rescuer = Lane(self._channel)
+            self.lanes.add(lane)
+        self._start(self._rescue, lane, name="rescuer")
+
+    def _rescue(self, lane: Lane) -> None:
+        """Serve requests that had to wait until there are none, or another one is the rescuer."""
+        try:
+            while True:
+                with self._guard:
+                    message = None
+                    if self._rescuer is lane:
+                        message = self.backlog.take(self._may_be_rescued, self._shunned)
+                    if message is None:
+                        break
+                    self.rescued += 1
+                self._clock.after(_RESCUE_SECONDS, self._look_after, lane, self.rescued)
+                self._restore(lane, message)
+        finally:
+            with self._guard:
+                if self._rescuer is lane:
+                    self._rescuer = None
+                lane.left = True
+                self._forgive(lane)
+            self._forget(lane)
+            # Between the last look and this one requests may have come.
+            self._find_rescuer()
+
+    def _look_after(self, lane: Lane, rescued: int) -> None:
+        """Replace the rescuer if it is still at the same request."""
+        with self._guard:
+            if self._rescuer is not lane or self.rescued != rescued:
+                return
+            self._rescuer = None
+            shunned = self._mark_stuck(lane)
+        self._warn(shunned)
+        self._find_rescuer()
 
 
 class Clock:

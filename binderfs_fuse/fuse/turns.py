@@ -3,13 +3,13 @@
 Theory of operation
 -------------------
 A step whose work is long yields `Turn` after each slice of about 100 us (engine/effects.py). Its call leaves the thread
-that drove it and waits here. One worker does one slice after the other, and only while there are any. The users take
-turns, and so do the calls of one user, so that whoever has many long calls delays mainly their own.
+that drove it, and waits here. One worker does one slice after the other, only while there are any. The users take
+turns, and so do the calls of one user. So a user with many long calls delays mainly its own.
 
-The slice holds the engine's lock and, where it is compiled, the interpreter too. Neither is fair: a thread that gives one
-back and takes it again at once gets it before those that wait. So the worker sleeps before each slice, without either, and
-sleeps again if requests were served meanwhile, `_NAPS` times at most (`lib.channel_give_way`). All others thus wait for one
-slice at most each time, and a long step goes on, at a slice a millisecond or more, however busy the mount is.
+A slice holds the engine's lock and, where it is compiled, the interpreter too. Neither is fair: a thread that gives one
+back and takes it again at once gets it before those that wait. So the worker sleeps before each slice, without either.
+It sleeps again if requests were served meanwhile, a few times at most (`lib.channel_give_way`). So all others wait for
+at most one slice each time, and a long step gets a slice a millisecond or more, however busy the mount is.
 
 Invariants
 ----------

@@ -6,6 +6,7 @@
  * prints "going".
  *
  *   version COUNT          BINDER_VERSION that often; the last answer
+ *   version-as UID COUNT   the same as another user, without end if COUNT is 0; prints "going" first
  *   unknown SIZE           an ioctl that no driver has, with an argument of SIZE bytes
  *   plain                  read(2), write(2), ftruncate(2) and fallocate(2) of the device
  *   wait                   enter the looper and read
@@ -42,6 +43,7 @@
 #include <string.h>
 #include <sys/ioctl.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <sys/time.h>
 #include <unistd.h>
@@ -272,6 +274,16 @@ int main(int argc, char **argv)
             result = ioctl(device, BINDER_VERSION, &version);
         say("version", result);
         printf("%d\n", version.protocol_version);
+    } else if (!strcmp(action, "version-as")) {
+        struct binder_version version = {0};
+        long count = argc > 4 ? atol(argv[4]) : 0;
+        int result = setresuid(number, number, number);
+        /* Else the server, of another user, could not say who this is. */
+        prctl(PR_SET_DUMPABLE, 1);
+        going();
+        for (long done = 0; !result && (!count || done < count); done++)
+            result = ioctl(device, BINDER_VERSION, &version);
+        say("version", result);
     } else if (!strcmp(action, "unknown")) {
         say("unknown", ioctl(device, _IOC(_IOC_READ | _IOC_WRITE, 'b', 99, number), calloc(1, number)));
     } else if (!strcmp(action, "plain")) {

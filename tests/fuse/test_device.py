@@ -13,7 +13,7 @@ import pytest
 
 from binderfs_fuse._system import lib
 from binderfs_fuse.engine.effects import CopyIn
-from binderfs_fuse.fuse import lane
+from binderfs_fuse.fuse import quotas
 from binderfs_fuse.host.region import Kind
 from tests.conftest import LogWatch
 from tests.fuse.conftest import Client, Served, descriptors, until
@@ -270,10 +270,10 @@ def test_a_thread_that_is_back_when_its_place_is_taken_is_not_stuck(served: Serv
 def test_an_open_that_is_stuck_too_often_is_shunned(serve: Serve) -> None:
     """Further requests of an open with several threads stuck wait until one of them comes back."""
     served = serve()
-    client = served.start("stuck", "COMMANDS", str(lane.STUCK_PER_HANDLE + 2))
+    client = served.start("stuck", "COMMANDS", str(quotas.DEFAULT.lanes_per_handle + 2))
     assert client.line() == "going"
     crew = served.channel.crew
-    until(lambda: len(crew.stuck) == lane.STUCK_PER_HANDLE and len(crew.backlog) == 2)
+    until(lambda: len(crew.stuck) == quotas.DEFAULT.lanes_per_handle and len(crew.backlog) == 2)
     goes_on(served)
     client.kill()
 
@@ -285,7 +285,7 @@ def test_the_mount_outlives_as_many_stuck_clients_as_it_has_threads(serve: Serve
     """With all threads stuck, what needs no client's memory is still done, and the rest when a thread is back."""
     logs.expect("wait for memory of clients")
     served = serve()
-    served.channel.crew.max_lanes = 4
+    served.channel.crew.max_lanes, served.channel.crew._reserve = 4, 0
     waiting = served.start("wait")
     assert [waiting.line(), waiting.line()] == ["first 0", "going"]
     crew = served.channel.crew
@@ -307,7 +307,7 @@ def test_a_request_that_waits_for_a_thread_can_be_interrupted(serve: Serve, logs
     """A client whose request waits for a thread of the server is let go by a signal, EINTR, and nothing was done."""
     logs.expect("wait for memory of clients")
     served = serve()
-    served.channel.crew.max_lanes = 2
+    served.channel.crew.max_lanes, served.channel.crew._reserve = 2, 0
     client = served.start("stuck", "COMMANDS", "1")
     until(lambda: served.channel.crew.austere)
     late = served.start("wait")

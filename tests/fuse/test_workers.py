@@ -19,7 +19,7 @@ def threads() -> Iterator[list[threading.Thread]]:
         assert not thread.is_alive()
 
 
-def pool_of(most: int, threads: list[threading.Thread]) -> Pool:
+def pool_of(most: int, threads: list[threading.Thread], reserve: int = 0) -> Pool:
     """Make a pool that starts its threads into this list."""
 
     def start(work: object) -> None:
@@ -27,7 +27,7 @@ def pool_of(most: int, threads: list[threading.Thread]) -> Pool:
         threads.append(thread)
         thread.start()
 
-    return Pool(most, start)
+    return Pool(most, start, reserve)
 
 
 def test_a_job_that_is_stuck_keeps_no_other_waiting(threads: list[threading.Thread]) -> None:
@@ -75,6 +75,55 @@ def test_what_was_set_aside_is_done(threads: list[threading.Thread]) -> None:
     second.set()
 
     assert done.acquire(timeout=20)
+    pool.stop()
+
+
+def test_users_leave_each_other_shares(threads: list[threading.Thread]) -> None:
+    """Two users whose jobs are all stuck leave threads to a third, and the last ones to who has none."""
+    pool = pool_of(8, threads, reserve=2)
+    release, done = threading.Event(), threading.Semaphore(0)
+    for user in (1, 2) * 8:
+        pool.post(release.wait, user=user)
+    assert {1: 2, 2: 2} == dict(pool.shares.held)
+    for user in range(3, 7):
+        pool.post(release.wait, user=user)
+    pool.post(done.release, user=7)
+    assert not done.acquire(blocking=False)
+    release.set()
+
+    assert done.acquire(timeout=20)
+    until(lambda: not pool.shares.used)
+    assert not pool._users_aside
+    pool.stop()
+
+
+def test_users_jobs_that_were_set_aside_are_let_in_in_turn(threads: list[threading.Thread]) -> None:
+    """Who has one job set aside need not wait for all those of another user; and each user's stay in order."""
+    pool = pool_of(1, threads)
+    release, order = threading.Event(), []
+    pool.post(release.wait, user=1)
+    for number in range(10):
+        pool.post(order.append, (2, number), user=2)
+    pool.post(order.append, (3, 0), user=3)
+    release.set()
+    until(lambda: not pool.shares.used)
+
+    assert [(2, number) for number in range(10)] == [entry for entry in order if entry[0] == 2]
+    assert (3, 0) in order[:2]
+    pool.stop()
+
+
+def test_what_is_let_in_has_threads(threads: list[threading.Thread]) -> None:
+    """Where a job's end makes room for two, and the first of these is stuck, the other one is done all the same."""
+    pool = pool_of(4, threads)
+    first, second, done = threading.Event(), threading.Event(), threading.Semaphore(0)
+    pool.post(first.wait, accounts=(("a", 1), ("b", 1)))
+    pool.post(second.wait, accounts=(("a", 1),))
+    pool.post(done.release, accounts=(("b", 1),))
+    first.set()
+
+    assert done.acquire(timeout=20)
+    second.set()
     pool.stop()
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse.fuse.lane import MAX_LANES, STUCK_PER_HANDLE
+from binderfs_fuse.fuse.quotas import DEFAULT
 from tests.hostile.conftest import PATIENCE, Actor, threads_of, until
 from tests.hostile.hung import NAME
 from tests.mounts import CHECKOUT, Mounted
@@ -206,10 +206,57 @@ def test_user_with_many_stuck_threads(mount_binderfs: Callable[..., Mounted], ac
     others_go_on(mounted, actor)
     server = mounted.server
     before = threads_of(server)
-    stuck = [actor(mounted, "as 1000", "open", "stuck 6 commands") for _ in range(MAX_LANES // STUCK_PER_HANDLE)]
+    stuck = [
+        actor(mounted, "as 1000", "open", "stuck 6 commands") for _ in range(DEFAULT.lanes // DEFAULT.lanes_per_handle)
+    ]
     until(lambda: mounted.log.exists() and "user 1000" in mounted.log.read_text())
     others_go_on(mounted, actor)
     for one in stuck:
         one.kill()
-    until(lambda: threads_of(server) < before + MAX_LANES // 4)
+    until(lambda: threads_of(server) < before + DEFAULT.lanes // 4)
+    others_go_on(mounted, actor)
+
+
+def hold_up(mounted: Mounted, actor: Start, user: int, threads: int) -> list[Actor]:
+    """Have clients of a user get so many threads of the server stuck, as far as it lets them; return them."""
+    clients = []
+    while threads > 0:
+        some = min(threads, DEFAULT.lanes_per_handle)
+        clients.append(actor(mounted, f"as {user}", "open", f"stuck {some} commands"))
+        threads -= some
+    return clients
+
+
+def test_two_users_with_many_stuck_threads(
+    mount_binderfs: Callable[..., Mounted], actor: Start, manager: Start
+) -> None:
+    """Two users that both get as many threads stuck as they can leave others enough to be served."""
+    mounted = mount_binderfs("mode=666")
+    mounted.expect("many threads wait for memory of user 100")
+    manager(mounted)
+    others_go_on(mounted, actor)
+    before = threads_of(mounted.server)
+    stuck = [one for user in (1000, 1001) for one in hold_up(mounted, actor, user, DEFAULT.lanes // 2)]
+    until(lambda: threads_of(mounted.server) > before + DEFAULT.lanes // 2)
+    others_go_on(mounted, actor)
+    for one in stuck:
+        one.kill()
+    until(lambda: threads_of(mounted.server) < before + DEFAULT.lanes // 4)
+    others_go_on(mounted, actor)
+
+
+def test_many_users_with_stuck_threads(mount_binderfs: Callable[..., Mounted], actor: Start, manager: Start) -> None:
+    """Users that get stuck all threads but the reserve cannot use that, and somebody who holds up none is served."""
+    mounted = mount_binderfs("mode=666")
+    mounted.announced.append("threads wait for memory of")
+    manager(mounted)
+    others_go_on(mounted, actor)
+    before = threads_of(mounted.server)
+    users = DEFAULT.lanes - DEFAULT.lane_reserve // 2
+    stuck = [one for user in range(users) for one in hold_up(mounted, actor, 2000 + user, 1)]
+    until(lambda: threads_of(mounted.server) > before + DEFAULT.lanes - DEFAULT.lane_reserve)
+    others_go_on(mounted, actor)
+    for one in stuck:
+        one.kill()
+    until(lambda: threads_of(mounted.server) < before + DEFAULT.lanes // 4)
     others_go_on(mounted, actor)
