@@ -46,7 +46,7 @@ import time
 from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from binderfs_fuse import complaints
+from binderfs_fuse import complaints, uapi
 from binderfs_fuse._system import ffi, lib
 from binderfs_fuse.fuse import quotas
 from binderfs_fuse.fuse.quotas import Shares
@@ -441,6 +441,7 @@ class Crew:
 
     def _rescue(self, lane: Lane) -> None:
         """Serve requests that had to wait until there are none, or another one is the rescuer."""
+        fields = lane.fields
         try:
             while True:
                 with self._guard:
@@ -449,6 +450,8 @@ class Crew:
                         message = self.backlog.take(self._may_be_rescued, self._shunned)
                     if message is None:
                         break
+                    # An INTERRUPT finds a request in the backlog, or here.
+                    _, _, fields.unique, _, _, _, fields.tid, _ = uapi.fuse_in_header.unpack_from(message)
                     self.rescued += 1
                 self._clock.after(_RESCUE_SECONDS, self._look_after, lane, self.rescued)
                 self._restore(lane, message)
