@@ -441,18 +441,8 @@ class Crew:
 
     def _rescue(self, lane: Lane) -> None:
         """Serve requests that had to wait until there are none, or another one is the rescuer."""
-        fields = lane.fields
         try:
-            while True:
-                with self._guard:
-                    message = None
-                    if self._rescuer is lane:
-                        message = self.backlog.take(self._may_be_rescued, self._shunned)
-                    if message is None:
-                        break
-                    # An INTERRUPT finds a request in the backlog, or here.
-                    _, _, fields.unique, _, _, _, fields.tid, _ = uapi.fuse_in_header.unpack_from(message)
-                    self.rescued += 1
+            while (message := self._take_request(lane)) is not None:
                 self._clock.after(_RESCUE_SECONDS, self._look_after, lane, self.rescued)
                 self._restore(lane, message)
         finally:
@@ -464,6 +454,19 @@ class Crew:
             self._forget(lane)
             # Between the last look and this one requests may have come.
             self._find_rescuer()
+
+    def _take_request(self, lane: Lane) -> bytes | None:
+        """Take a request out of the backlog for the rescuer, if it still is that and there is one."""
+        with self._guard:
+            if self._rescuer is not lane:
+                return None
+            message = self.backlog.take(self._may_be_rescued, self._shunned)
+            if message is not None:
+                self.rescued += 1
+                # An INTERRUPT finds a request in the backlog, or here.
+                fields = lane.fields
+                _, _, fields.unique, _, _, _, fields.tid, _ = uapi.fuse_in_header.unpack_from(message)
+            return message
 
     def _look_after(self, lane: Lane, rescued: int) -> None:
         """Replace the rescuer if it is still at the same request."""
