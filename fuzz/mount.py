@@ -50,6 +50,7 @@ if TYPE_CHECKING:
 
     from binderfs_fuse.engine import Context
     from binderfs_fuse.fuse.device import Open
+    from binderfs_fuse.fuse.workers import Pool
     from binderfs_fuse.host.files import File
 
 MAX_STEPS: Final = 250
@@ -190,7 +191,8 @@ class Mount:
         self._plane._installer = _Installer(self)  # type: ignore[assignment]
         self.crew = self._channel.crew
         # No threads: what they would do waits in the crew's lists.
-        self.crew.workers.most = self.crew.client_workers.most = 0
+        for pool in self._pools():
+            pool.most = 0
         self.crew._clock._running = True
         self._lane = Lane(self._channel.core)
         self._lane.leads = True
@@ -447,7 +449,10 @@ class Mount:
         self._hear()
 
     def _do_work(self) -> bool:
-        return self.crew.workers.do_one() or self.crew.client_workers.do_one()
+        return any(pool.do_one() for pool in self._pools())
+
+    def _pools(self) -> Sequence[Pool]:
+        return self.crew.workers, self.crew.client_workers, self.crew.turn_worker
 
     def _look(self) -> None:
         self._plane.look(idle=self.choices.rarely(2))

@@ -330,7 +330,7 @@ class DevicePlane:
         self._channel = channel
         self._core = channel.core
         self._crew = channel.crew
-        self.turns = Turns(self._crew.post, lambda: lib.channel_give_way(self._core, _NAPS))
+        self.turns = Turns(self._crew.turn_worker.post, lambda: lib.channel_give_way(self._core, _NAPS))
         return {
             uapi.FUSE_IOCTL: self._ioctl,
             uapi.FUSE_POLL: self._poll,

@@ -227,6 +227,8 @@ class Crew:
         self._stopping = False
         self.workers = Pool(limits.workers, self._start_worker)
         self.client_workers = Pool(limits.workers, self._start_worker, limits.worker_reserve)
+        # One thread, which does slices of long steps (turns.py).
+        self.turn_worker = Pool(1, self._start_worker)
         self._clock = Clock(self.post)
 
     def start(self) -> None:
@@ -249,6 +251,7 @@ class Crew:
         self._clock.stop()
         self.workers.stop()
         self.client_workers.stop()
+        self.turn_worker.stop()
         deadline = time.monotonic() + _STUCK_SECONDS
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))

@@ -11,10 +11,14 @@ back and takes it again at once gets it before those that wait. So the worker sl
 It sleeps again if requests were served meanwhile, a few times at most (`lib.channel_give_way`). So all others wait for
 at most one slice each time, and a long step gets a slice a millisecond or more, however busy the mount is.
 
+Steps that ask for nothing but turns are driven by threads that wait for their end. Each goes through a `Passage`: the
+worker lets it do a slice, and waits until that is done.
+
 Invariants
 ----------
-- At most one thread does slices. What it does touches no client's memory and makes no system call that a client can
-  delay: whatever else a step asks for is handed to another worker by who made the slice.
+- At most one slice is under way, in the worker's thread or in that of a passage. A slice touches no client's memory and
+  makes no system call that a client can delay: whatever else a step asks for is done by another thread.
+- The worker has a thread of its own. Were it one of many, those could all be waiting for it.
 - `_guard` is held for moments, never while a slice runs, and never together with the engine's lock.
 """
 
@@ -74,7 +78,38 @@ class Turns:
             job, argument = taken
             try:
                 job(argument)
-            except BaseException:
+            except Exception:
                 # The pool says what went wrong; the others go on.
                 self._post(self._run)
                 raise
+
+
+class Passage:
+    """The way of one thread through a step of `user` that asks for nothing but turns."""
+
+    def __init__(self, turns: Turns, user: int) -> None:
+        self._turns = turns
+        self._user = user
+        self._slice: threading.Lock | None = None
+
+    def wait(self) -> None:
+        """End the slice that was let in, if any, and wait for the next one; the engine is not locked."""
+        self.leave()
+        admitted, done = threading.Lock(), threading.Lock()
+        admitted.acquire()
+        done.acquire()
+        self._turns.put(self._user, self._admit, (admitted, done))
+        admitted.acquire()
+        self._slice = done
+
+    def leave(self) -> None:
+        """End the slice, the last one; without one, do nothing."""
+        if self._slice is not None:
+            self._slice.release()
+            self._slice = None
+
+    @staticmethod
+    def _admit(locks: tuple[threading.Lock, threading.Lock]) -> None:
+        admitted, done = locks
+        admitted.release()
+        done.acquire()

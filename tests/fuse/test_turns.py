@@ -16,7 +16,8 @@ from binderfs_fuse.engine.context import Task
 from binderfs_fuse.engine.effects import Outcome, Turn
 from binderfs_fuse.fuse.device import Call
 from binderfs_fuse.fuse.lane import Lane
-from binderfs_fuse.fuse.turns import Turns
+from binderfs_fuse.fuse.turns import Passage, Turns
+from binderfs_fuse.fuse.workers import Pool
 from binderfs_fuse.host import tasks
 from tests.fuse.conftest import Client, Served, until
 
@@ -313,4 +314,41 @@ def test_a_slice_that_fails_stops_no_other(logs: object) -> None:
 
     assert [2] == done
     assert not jobs
+    assert not len(turns)
+
+
+def test_threads_go_through_their_steps_one_slice_at_a_time() -> None:
+    """Threads that wait for the end of long steps have slices that never overlap, and users have their turns."""
+    threads: list[threading.Thread] = []
+
+    def start(target: Callable[[], None]) -> None:
+        threads.append(threading.Thread(target=target))
+        threads[-1].start()
+
+    pool = Pool(1, start)
+    turns = Turns(pool.post, lambda: None)
+    inside = threading.Lock()
+    order: list[int] = []
+    overlaps: list[int] = []
+
+    def go(user: int) -> None:
+        passage = Passage(turns, user)
+        for _ in range(50):
+            passage.wait()
+            if not inside.acquire(blocking=False):
+                overlaps.append(user)
+                continue
+            order.append(user)
+            inside.release()
+        passage.leave()
+
+    for user in (1, 1, 1, 1, 2):
+        start(lambda user=user: go(user))  # type: ignore[misc]
+    until(lambda: len(order) + len(overlaps) == 250)
+    pool.stop()
+    for thread in threads:
+        thread.join(20)
+
+    assert not overlaps
+    assert 200 == order.count(1)
     assert not len(turns)

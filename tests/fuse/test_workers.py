@@ -100,7 +100,8 @@ def test_users_leave_each_other_shares(threads: list[threading.Thread]) -> None:
 def test_users_jobs_that_were_set_aside_are_let_in_in_turn(threads: list[threading.Thread]) -> None:
     """Who has one job set aside need not wait for all those of another user; and each user's stay in order."""
     pool = pool_of(1, threads)
-    release, order = threading.Event(), []
+    release = threading.Event()
+    order: list[tuple[int, int]] = []
     pool.post(release.wait, user=1)
     for number in range(10):
         pool.post(order.append, (2, number), user=2)
