@@ -21,6 +21,7 @@ from binderfs_fuse.engine import (
     Populate,
     SetNice,
     Task,
+    Turn,
     Wait,
 )
 
@@ -116,6 +117,7 @@ _ANSWERS: Final[dict[type, Callable[[_Client, Any], Any]]] = {
     Populate: lambda _client, _effect: 0,
     GetSecurityContext: lambda _client, _effect: b"",
     SetNice: lambda _, effect: effect.nice,
+    Turn: lambda _client, _effect: None,
 }
 
 

@@ -123,9 +123,9 @@ class Composer:
                 found.append((uapi.BC_ACQUIRE_DONE, body))
             if node.pending_weak_ref:
                 found.append((uapi.BC_INCREFS_DONE, body))
-        found += [(uapi.BC_DEAD_BINDER_DONE, death.cookie.to_bytes(8, "little")) for death in process.delivered_death]
+        found += [(uapi.BC_DEAD_BINDER_DONE, death.key().to_bytes(8, "little")) for death in process.delivered_death]
         found += [
-            (uapi.BC_FREEZE_NOTIFICATION_DONE, freeze.cookie.to_bytes(8, "little"))
+            (uapi.BC_FREEZE_NOTIFICATION_DONE, freeze.key().to_bytes(8, "little"))
             for freeze in process.delivered_freeze
         ]
         for ref in list(process.refs_by_desc.values())[:4]:

@@ -38,7 +38,9 @@ from binderfs_fuse.engine import (
     SetNice,
     SetScheduling,
     Task,
+    Turn,
     Wait,
+    conclude,
     invariants,
 )
 from binderfs_fuse.engine.stats import OBJECTS
@@ -137,7 +139,7 @@ class Client:
 class Pending:
     """A step that is not over: it waits for an effect's answer, or is parked, or its outcome is not stored yet."""
 
-    __slots__ = ("effect", "outcome", "process", "step", "task")
+    __slots__ = ("effect", "outcome", "process", "step", "storing", "task")
 
     def __init__(self, step: Step, process: Process, task: Task) -> None:
         self.step = step
@@ -145,6 +147,8 @@ class Pending:
         self.task = task
         self.effect: Any = None
         self.outcome: Outcome | None = None
+        # Its outcome is being taken back, in turns: it is nobody else's business.
+        self.storing = False
 
 
 class World:
@@ -155,11 +159,15 @@ class World:
         self._composer = Composer(self.choices)
         self._now = 0
         self.engine = Engine(self._clock, android_priority=self.choices.rarely(4))
+        # Most often far too few for anybody's good: so others go first within each walk.
+        self.engine.chunk = self.choices.pick((1, 1, 2, 64))
         self.contexts = [self.engine.add_context("binder"), self.engine.add_context("hwbinder")]
         self.clients: list[Client] = []
         self.pending: dict[int, Pending] = {}
         self.files: list[File] = []
         self._next_pid = 1000
+        # Within a turn nothing turns to others in turn.
+        self._turning = False
 
     def _clock(self) -> int:
         self._now += 1_000_000
@@ -193,8 +201,10 @@ class World:
         accepts = uapi.flat_binder_object.pack(uapi.BINDER_TYPE_BINDER, 0x17F, 0, 0)
         self._call(manager, manager.opens[0], manager.pid, uapi.BINDER_SET_CONTEXT_MGR_EXT, accepts, None)
         for client in self.clients[1:]:
-            argument, stream = self._composer.introduce(client)
-            self._call(client, client.opens[0], client.pid, uapi.BINDER_WRITE_READ, argument, stream)
+            # At a turn of the one before it, it may have come to its end.
+            if client in self.clients:
+                argument, stream = self._composer.introduce(client)
+                self._call(client, client.opens[0], client.pid, uapi.BINDER_WRITE_READ, argument, stream)
 
     def _new_client(self) -> Client:
         client = Client(self._next_pid)
@@ -226,7 +236,10 @@ class World:
 
     def _come_or_go(self) -> None:
         if self.choices.rarely(3) and len(self.clients) > 1:
-            self._kill(self.choices.pick(self.clients))
+            client = self.choices.pick(self.clients)
+            # It cannot end before its calls are answered.
+            if not any(pending.storing for pending in self.pending.values() if pending.task.pid == client.pid):
+                self._kill(client)
         elif len(self.clients) < MAX_CLIENTS and self.choices.rarely(2):
             self._open(self._new_client(), self.choices.pick(self.contexts))
         elif len(self.choices.pick(self.clients).opens) < 3:
@@ -235,10 +248,16 @@ class World:
     def _look(self) -> None:
         logs = self.engine.logs
         hashed = self.choices.rarely(2)
-        for text in (logs.state(hashed=hashed), logs.stats(), logs.transactions(hashed=hashed)):
-            "".join(text)
-        "".join(logs.transaction_log(failed=self.choices.rarely(2)))
-        "".join(logs.proc(self.choices.pick(self.clients).pid))
+        for text in (
+            logs.state(hashed=hashed),
+            logs.stats(),
+            logs.transactions(hashed=hashed),
+            logs.transaction_log(failed=self.choices.rarely(2)),
+            logs.proc(self.choices.pick(self.clients).pid),
+        ):
+            for _ in text:
+                # To look makes work, and others go on between two pieces.
+                self._turn()
 
     def _poll_or_flush(self) -> None:
         client = self.choices.pick(self.clients)
@@ -246,7 +265,7 @@ class World:
             return
         process = self.choices.pick(client.opens)
         if self.choices.rarely(2):
-            process.flush()
+            self._conclude(process.flush())
         else:
             tid = client.pid + self.choices.below(4)
             process.poll(Task(tid, process.pid, process.euid))
@@ -258,9 +277,9 @@ class World:
         for tid in range(client.pid, client.pid + 4):
             self._finish(tid)
         for process in client.opens:
-            process.flush()
+            self._conclude(process.flush())
             self._settle_ready()
-            process.release()
+            self._conclude(process.release())
             self._settle_ready()
 
     def _end(self) -> None:
@@ -276,6 +295,20 @@ class World:
             _require(created == deleted, f"{name}: {created} created, {deleted} deleted")
 
     # Steps.
+
+    def _conclude(self, step: Step) -> Outcome:
+        """Drive a step that asks for nothing but turns; at each of them another step may go on, or begin."""
+        return conclude(step, self._turn)
+
+    def _turn(self) -> None:
+        self._settle_ready()
+        if self._turning:
+            return
+        self._turning = True
+        invariants.check(self.engine)
+        if self.clients and self.choices.rarely(4):
+            self._do_something()
+        self._turning = False
 
     def _call(
         self, client: Client, process: Process, tid: int, command: int, argument: bytes, commands: bytes | None
@@ -334,7 +367,7 @@ class World:
         if self.pending:
             tid = self.choices.pick(sorted(self.pending))
             pending = self.pending[tid]
-            if not isinstance(pending.effect, Wait):
+            if not isinstance(pending.effect, Wait) and not pending.storing:
                 self._move(tid, pending)
                 if self.pending.get(tid) is pending:
                     self._go_on(tid, pending)
@@ -365,19 +398,20 @@ class World:
         """Do what an outcome says, as far as the machine lets us."""
         outcome = pending.outcome
         assert outcome is not None
+        pending.storing = True
         process = pending.process
         choices = self.choices
         if outcome.data and choices.rarely(10):
             copied = choices.below(len(outcome.data)) if len(outcome.data) < 256 else 0
             for file, _, _ in outcome.files:
                 file.close()
-            outcome = process.undeliver(pending.task, outcome.argument, copied)
+            outcome = self._conclude(process.undeliver(pending.task, outcome.argument, copied))
             _require(not outcome.files, "files with a fault")
         if outcome.files:
             if choices.rarely(3):
                 for file, _, _ in outcome.files:
                     file.close()
-                outcome = process.install_failed(pending.task, outcome)
+                outcome = self._conclude(process.install_failed(pending.task, outcome))
             else:
                 for file, region, offset in outcome.files:
                     region.store(offset, bytes(4))
@@ -416,6 +450,8 @@ class World:
 
     def _answer_other(self, effect: Any, *, fails: bool) -> Any:
         choices = self.choices
+        if isinstance(effect, Turn):
+            return None
         if isinstance(effect, Populate):
             assert isinstance(effect.region, Region)
             _require(not effect.offset % PAGE and not effect.size % PAGE and effect.size > 0, "not whole pages")

@@ -13,7 +13,9 @@ from binderfs_fuse.engine.effects import (
     Populate,
     SetNice,
     SetScheduling,
+    Turn,
     Wait,
+    conclude,
 )
 from binderfs_fuse.engine.process import Process
 
@@ -33,5 +35,7 @@ __all__ = [
     "SetNice",
     "SetScheduling",
     "Task",
+    "Turn",
     "Wait",
+    "conclude",
 ]

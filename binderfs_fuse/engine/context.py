@@ -4,7 +4,12 @@ A **context** is one device: processes that opened different devices do not see 
 contexts of one mount share: the numbering of everything (`debug_id`), the counters, the list of processes, the rings
 of the transaction logs.
 
-Invariant: `engine.lock` is held by whoever calls anything in this package.
+Invariants
+----------
+- `engine.lock` is held by whoever calls anything in this package.
+- `processes`, `opens_in_order` and, by pid, `opens_by_pid` hold the same processes; `dying` those whose release gives
+  turns, and `dying_threads` such threads.
+- `opens` is the sum of all accounts' opens.
 """
 
 from __future__ import annotations
@@ -12,23 +17,26 @@ from __future__ import annotations
 import threading
 from collections import deque
 from errno import EMFILE, ENFILE
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from binderfs_fuse.engine import stats
+from binderfs_fuse.engine.effects import CHUNK, TURN
 from binderfs_fuse.engine.limits import OWN, Limits, Quota
 from binderfs_fuse.engine.logs import Logs
 from binderfs_fuse.engine.priority import NORMAL
 from binderfs_fuse.engine.process import Process
+from binderfs_fuse.engine.sorted_map import SortedMap
 from binderfs_fuse.engine.stats import Stats
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from binderfs_fuse.engine.effects import Region, Wait
+    from binderfs_fuse.engine.effects import Pace, Region, Turns, Wait
     from binderfs_fuse.engine.node import Node
     from binderfs_fuse.engine.priority import Scheduling
+    from binderfs_fuse.engine.thread import Thread
     from binderfs_fuse.engine.transaction import LogEntry
-    from binderfs_fuse.engine.work import Work
+    from binderfs_fuse.engine.work import WorkList
 
 # Entries that each transaction log keeps.
 LOG_ENTRIES = 32
@@ -91,7 +99,7 @@ class Context:
                 raise OSError(EMFILE, "too many opens of this user")
             raise OSError(ENFILE, "too many opens")
         process = Process(self, pid, euid, region, nice, pid_namespace, pids or {}, user_ids, scheduling, account)
-        engine.processes[process] = None
+        engine.add_process(process)
         engine.stats.created[stats.PROC] += 1
         return process
 
@@ -113,9 +121,17 @@ class Engine:
         self.lock = threading.Lock()
         self.clock = clock
         self.stats = Stats()
-        # A dict for its order: the driver lists the newest process, and the newest dead node, first.
+        # How many elements a step touches before it gives a turn; at least 1.
+        self.chunk = CHUNK
+        # By serial numbers, for their order: the driver lists the newest process, and the newest dead node, first.
         self.processes: dict[Process, None] = {}
+        self.opens_in_order: SortedMap[Process] = SortedMap()
+        self.opens_by_pid: dict[int, SortedMap[Process]] = {}
         self.dead_nodes: dict[Node, None] = {}
+        self.dead_in_order: SortedMap[Node] = SortedMap()
+        # What is being released, and not listed any more.
+        self.dying: dict[Process, None] = {}
+        self.dying_threads: dict[Thread, None] = {}
         self.contexts: dict[str, Context] = {}
         self.transaction_log: deque[LogEntry] = deque(maxlen=LOG_ENTRIES)
         self.failed_transaction_log: deque[LogEntry] = deque(maxlen=LOG_ENTRIES)
@@ -125,6 +141,7 @@ class Engine:
         self.freed: list[Process] = []
         self.logs = Logs(self)
         self._last_id = 0
+        self._last_serial = 0
 
     def next_debug_id(self) -> int:
         """The next number; nodes, refs and transactions share them."""
@@ -140,9 +157,31 @@ class Engine:
         """The device is gone; those who have it open go on."""
         del self.contexts[context.name]
 
-    def cancel_all(self, queue: deque[Any]) -> None:
+    def next_serial(self) -> int:
+        """The next of the numbers that order things, and that nobody sees."""
+        self._last_serial += 1
+        return self._last_serial
+
+    def add_process(self, process: Process) -> None:
+        """List a process that has opened a device."""
+        self.processes[process] = None
+        self.opens_in_order.add(process.serial, process)
+        opens = self.opens_by_pid.get(process.pid)
+        if opens is None:
+            opens = self.opens_by_pid[process.pid] = SortedMap()
+        opens.add(process.serial, process)
+
+    def remove_process(self, process: Process) -> None:
+        """List it no more."""
+        del self.processes[process]
+        self.opens_in_order.remove(process.serial)
+        opens = self.opens_by_pid[process.pid]
+        opens.remove(process.serial)
+        if not opens.count:
+            del self.opens_by_pid[process.pid]
+
+    def cancel_all(self, queue: WorkList, pace: Pace) -> Turns:
         """Release a list of work that nobody will read."""
-        while queue:
-            work: Work = queue.popleft()
-            work.queue = None
-            work.cancel(self)
+        while queue.first is not None:
+            if pace.spend(queue.popleft().cancel(self)):
+                yield TURN

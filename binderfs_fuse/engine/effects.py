@@ -9,14 +9,18 @@ Invariants:
 - Every effect is answered exactly once, and concerns the task whose request the step serves (`FindMapping` alone
   names another process, and touches none of its memory).
 - Between a yield and its answer any other step may run: what a step knows about shared state must be looked up again.
+- Between two yields a step touches a bounded number of elements: a walk of any length gives a `Turn` after each
+  `Engine.chunk` of them. So the lock is never held for longer than a chunk takes, however much a client piles up.
 """
 
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, final
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias, final
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from binderfs_fuse.engine.priority import Scheduling
     from binderfs_fuse.engine.process import Process
 
@@ -136,10 +140,35 @@ class SetScheduling:
         self.verify = verify
 
 
+@final
 class Turn:
-    """Let others have the lock: a long step yields it after a bounded amount of work; answered with None."""
+    """Let other steps go first: this one has touched a chunk of elements, and has more to touch. Answered with None."""
 
     __slots__ = ()
+
+
+TURN: Final = Turn()
+# Elements that a step touches, at most, before it gives a turn: some 50 us of compiled code.
+CHUNK: Final = 64
+
+
+@final
+class Pace:
+    """Counts the elements that a step has touched since its last turn; one turn is due after each `chunk` of them."""
+
+    __slots__ = ("chunk", "left")
+
+    def __init__(self, chunk: int) -> None:
+        self.chunk = chunk
+        self.left = chunk
+
+    def spend(self, count: int = 1) -> bool:
+        """Count elements; true where a turn is due, which the caller yields."""
+        self.left -= count
+        if self.left > 0:
+            return False
+        self.left = self.chunk
+        return True
 
 
 class Wait:
@@ -204,3 +233,27 @@ Effect: TypeAlias = (
     | Wait
 )
 Step: TypeAlias = Generator[Effect | Outcome, Any, None]
+# A part of a step that asks for nothing else.
+Turns: TypeAlias = Generator[Turn, Any, None]
+
+
+def conclude(step: Step, turn: Callable[[], object]) -> Outcome:
+    """Drive a step that asks for nothing but turns to its outcome; `turn` is called for each, with the lock held.
+
+    `turn` releases the lock, lets others have it, and takes it again.
+    """
+    while True:
+        effect = step.send(None)
+        if isinstance(effect, Outcome):
+            return effect
+        assert isinstance(effect, Turn)  # such steps ask for nothing else
+        turn()
+
+
+def drain(items: list[Any], pace: Pace) -> Turns:
+    """Empty a list that may be long from its end: to free it whole takes as long as it has items."""
+    while items:
+        count = min(len(items), pace.chunk)
+        del items[-count:]
+        if pace.spend(count):
+            yield TURN

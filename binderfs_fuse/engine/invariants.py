@@ -15,19 +15,18 @@ What cannot be derived is left alone: user space's own counts on a ref (BC_ACQUI
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from binderfs_fuse.engine import stats
 from binderfs_fuse.engine.freeze import Freeze
 from binderfs_fuse.engine.node import DEAD_BINDER, Death, Node, Ref
 from binderfs_fuse.engine.range_alloc import ACTIVE, LRU, PAGE_SHIFT, PAGE_SIZE, Buffer, FreeTree, RangeAllocator
-from binderfs_fuse.engine.thread import WAITING, Thread
+from binderfs_fuse.engine.thread import POLL, WAITING, Thread
 from binderfs_fuse.engine.transaction import Transaction
-from binderfs_fuse.engine.work import ReturnError, TransactionComplete, Work
+from binderfs_fuse.engine.work import IndexedList, ReturnError, TransactionComplete, Work, WorkList
 from binderfs_fuse.uapi import BINDER_TYPE_BINDER, BINDER_TYPE_WEAK_BINDER, BR_OK, TF_ONE_WAY
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Iterator
 
     from binderfs_fuse.engine.context import Engine
@@ -127,6 +126,24 @@ def _check_pages(allocation: RangeAllocator, allocated: list[Buffer], *, quiet: 
     _true(not any(pages[allocation.pages_high :]), f"a page is above the high watermark {allocation.pages_high}")
 
 
+def _items(queue: WorkList) -> list[Work]:
+    """All items of a list, having looked at its links."""
+    items: list[Work] = []
+    seen = set()
+    work = queue.first
+    while work is not None:
+        _true(id(work) not in seen, f"{_name(work)} is on two lists, or twice on one")
+        seen.add(id(work))
+        items.append(work)
+        work = work.next
+    _true([work.previous for work in items] == [None, *items[:-1]][: len(items)], "a list does not lead back")
+    _true(queue.last is (items[-1] if items else None), "a list ends elsewhere")
+    _same("length of a list", len(items), queue.count)
+    serials = [work.serial for work in items]
+    _same("serial numbers of a list", sorted(set(serials)), serials)
+    return items
+
+
 def _true(condition: bool, complaint: str) -> None:
     if not condition:
         raise AssertionError(complaint)
@@ -160,11 +177,12 @@ class _Check:
     def __init__(self, engine: Engine, *, quiet: bool) -> None:
         self.engine = engine
         self.quiet = quiet
-        self.processes: list[Process] = list(engine.processes)
+        self.processes: list[Process] = [*engine.processes, *engine.dying]
         self.threads: list[Thread] = [thread for process in self.processes for thread in process.threads.values()]
+        self.threads += engine.dying_threads
         self.nodes: list[Node] = [node for process in self.processes for node in process.nodes.values()]
         self.nodes += engine.dead_nodes
-        self.refs: list[Ref] = [ref for node in self.nodes for ref in node.refs]
+        self.refs: list[Ref] = [ref for node in self.nodes for ref in node.refs.values()]
         # What is on some list, and what the walks come across; by id, since work compares by identity anyway.
         self.queued: dict[int, Work] = {}
         self.transactions: dict[int, Transaction] = {}
@@ -186,6 +204,7 @@ class _Check:
                 manager is None or (manager.process in self.engine.processes and manager.process.context is context),
                 f"context {context.name}: its manager is dead or of another context",
             )
+        self._lists()
         for process in self.processes:
             self._process(process)
             self._queue(process.todo, process, (Transaction, Node, Death, Freeze))
@@ -198,7 +217,10 @@ class _Check:
             self._queue(node.async_todo, node.process, (Transaction,))
         for process in self.processes:
             for freeze in process.delivered_freeze:
-                _true(freeze.sent, f"{_name(process)}: a delivered freeze notification was not sent")
+                _true(
+                    isinstance(freeze, Freeze) and freeze.sent,
+                    f"{_name(process)}: a delivered freeze notification was not sent",
+                )
         for thread in self.threads:
             self._thread(thread)
         for node in self.nodes:
@@ -222,9 +244,25 @@ class _Check:
 
     # -- processes
 
+    def _lists(self) -> None:
+        """Look at what finds processes and dead nodes in order, and what counts opens."""
+        engine = self.engine
+        _same("opens", sum(account.opens for account in engine.accounts.values()), engine.quota.opens.held)
+        _same("processes in order", list(engine.processes), list(engine.opens_in_order.values()))
+        by_pid: dict[int, list[Process]] = {}
+        for process in engine.processes:
+            by_pid.setdefault(process.pid, []).append(process)
+        _same("processes by pid", by_pid, {pid: list(opens.values()) for pid, opens in engine.opens_by_pid.items()})
+        _same("dead nodes in order", list(engine.dead_nodes), list(engine.dead_in_order.values()))
+
     def _process(self, process: Process) -> None:
         name = _name(process)
-        _true(not process.is_dead, f"{name} is dead, and listed")
+        _true(not process.is_dead or process in self.engine.dying, f"{name} is dead, and listed")
+        _same(f"{name}: threads in order", sorted(process.threads), list(process.tids))
+        polling = [tid for tid, thread in sorted(process.threads.items()) if thread.looper & POLL]
+        _same(f"{name}: threads that have polled", polling, list(process.pollers))
+        busy = sum(thread.transaction_stack is not None for thread in process.threads.values())
+        _same(f"{name}: busy threads", busy, process.busy_threads)
         for tid, thread in process.threads.items():
             _true(
                 thread.tid == tid and thread.process is process and not thread.is_dead,
@@ -250,7 +288,7 @@ class _Check:
                 not process.tmp_ref or any(other.freeze_waits for other in self.processes),
                 f"{name}: tmp_ref {process.tmp_ref}",
             )
-            _true(not (process.waiting_threads and process.todo), f"{name}: threads sleep, and there is work")
+            _true(not (process.waiting_threads and process.todo.count), f"{name}: threads sleep, and there is work")
         if process.allocation is not None:
             check_allocator(process.allocation, quiet=self.quiet)
             for buffer in process.allocation.allocated.values():
@@ -277,11 +315,12 @@ class _Check:
             transaction is None or transaction.buffer is buffer, f"{name}: its transaction has another buffer, or none"
         )
         node = buffer.target_node
-        if node is not None:
+        # The buffers of a process that is being released stay until the end, and some of its nodes have died.
+        if node is not None and not (process.is_dead and node.process is None):
             _true(node.process is process, f"{name}: its node belongs to another process")
             self.strong[id(node)] += 1
             self.one_way[id(node)] += buffer.async_transaction
-        for record in buffer.objects or ():
+        for record in (buffer.objects or ())[buffer.released :]:
             if record.type in (BINDER_TYPE_BINDER, BINDER_TYPE_WEAK_BINDER):
                 count = self.strong if record.type == BINDER_TYPE_BINDER else self.weak
                 count[id(process.nodes.get(record.value))] += 1
@@ -292,10 +331,15 @@ class _Check:
 
     # -- work
 
-    def _queue(self, queue: deque[Any], owner: Process | None, kinds: tuple[type[Work], ...]) -> None:
+    def _queue(self, queue: WorkList, owner: Process | None, kinds: tuple[type[Work], ...]) -> None:
         """Look at a list of work that `owner` reads (None for that of a dead node, which is empty)."""
-        _true(owner is not None or not queue, "a dead node has work")
-        for work in queue:
+        _true(owner is not None or not queue.count, "a dead node has work")
+        items = _items(queue)
+        if isinstance(queue, IndexedList):
+            indexed = sorted((work.key(), work.serial, id(work)) for work in items if work.key() >= 0)
+            found = [(work.key(), work.serial, id(work)) for work in queue._index.values()]  # noqa: SLF001 - as above
+            _same("index of a list", indexed, found)
+        for work in items:
             _true(isinstance(work, kinds), f"{_name(work)} is on the wrong kind of list")
             _true(work.queue is queue, f"{_name(work)} is on a list that it does not know of")
             _true(id(work) not in self.queued, f"{_name(work)} is on two lists, or twice on one")
@@ -377,14 +421,14 @@ class _Check:
         name = _name(node)
         process = node.process
         self._unqueued(node)
-        strong_refs = sum(ref.strong > 0 for ref in node.refs)
+        strong_refs = sum(ref.strong > 0 for ref in node.refs.values())
         _same(f"{name}: internal strong refs", strong_refs, node.internal_strong_refs)
-        for ref in node.refs:
+        for ref in node.refs.values():
             _true(ref.node is node, f"{name}: {_name(ref)} is another node's")
         _true(node.tmp_refs >= 0 and not (self.quiet and node.tmp_refs), f"{name}: tmp_refs {node.tmp_refs}")
         if process is None:
             _same(f"{name} is dead: local refs", (0, 0), (node.local_strong_refs, node.local_weak_refs))
-            _true(bool(node.refs or node.tmp_refs), f"{name} is dead, and nobody holds it")
+            _true(bool(node.refs.count or node.tmp_refs), f"{name} is dead, and nobody holds it")
             _true(node in self.engine.dead_nodes, f"{name} has no process, and is not listed as dead")
             return
         manages = node is process.context.manager
@@ -394,14 +438,20 @@ class _Check:
         self._exact(f"{name}: local weak refs", weak, node.local_weak_refs)
         _true(
             bool(
-                node.refs or node.local_strong_refs or node.local_weak_refs or node.tmp_refs or node.queue is not None
+                node.refs.count
+                or node.local_strong_refs
+                or node.local_weak_refs
+                or node.tmp_refs
+                or node.queue is not None
+                # It is to die next, and the thread that was to tell of it has gone already.
+                or process.is_dead
             ),
             f"{name}: nobody holds it, and it is not told so",
         )
         if not node.has_async_transaction:
             _true(not node.async_todo, f"{name}: one-way calls wait for none")
         elif self.quiet:
-            _same(f"{name}: one-way buffers", self.one_way[id(node)], 1 + len(node.async_todo))
+            _same(f"{name}: one-way buffers", self.one_way[id(node)], 1 + node.async_todo.count)
 
     def _ref(self, ref: Ref) -> None:
         name = _name(ref)
@@ -410,7 +460,7 @@ class _Check:
             process.refs_by_desc.get(ref.desc) is ref and process.refs_by_node.get(ref.node) is ref,
             f"{name}: its process does not know it",
         )
-        _true(process in self.engine.processes or not self.quiet, f"{name}: its process is dead")
+        _true(process in self.processes or not self.quiet, f"{name}: its process is dead")
         _true(ref.strong >= 0 and ref.weak >= 0 and ref.strong + ref.weak > 0, f"{name}: s {ref.strong} w {ref.weak}")
         if ref.death is not None:
             self._unqueued(ref.death)

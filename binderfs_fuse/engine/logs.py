@@ -15,7 +15,6 @@ Sources: Linux 7.3 binder.c `print_binder_*`, `*_show`; binder_alloc.c `binder_a
 from __future__ import annotations
 
 import hashlib
-import heapq
 import os
 from typing import TYPE_CHECKING
 
@@ -31,17 +30,20 @@ if TYPE_CHECKING:
 
     from binderfs_fuse.engine.context import Engine
     from binderfs_fuse.engine.process import Process
+    from binderfs_fuse.engine.range_alloc import Buffer, RangeAllocator
     from binderfs_fuse.engine.thread import Thread
     from binderfs_fuse.engine.transaction import LogEntry
-    from binderfs_fuse.engine.work import Work
+    from binderfs_fuse.engine.work import Work, WorkList
 
 # What the driver prints for work that its printer does not know, by the numbers of its enumeration.
 _UNKNOWN_PENDING = 3
 _UNKNOWN_SPAM_SUSPECT = 4
 # Lines in one piece of text.
 _PIECE = 64
-# How much is sorted, or counted, before it is time for others.
-_SHARE = 1024
+# How much is counted before it is time for others.
+_SHARE = 256
+# Serial numbers of work are larger.
+_BEFORE_ALL = -(1 << 62)
 
 
 class Logs:
@@ -68,36 +70,68 @@ class Logs:
         if engine.dead_nodes:
             text += "dead nodes:\n"
         yield text
-        for node in list(reversed(engine.dead_nodes)):
-            if node in engine.dead_nodes:
-                yield from self._node(node, show, unnoticed=unnoticed)
-        for process in list(reversed(engine.processes)):
-            yield from self._process(process, show, everything=True, unnoticed=unnoticed)
+        node = engine.dead_in_order.last()
+        while node is not None:
+            died = node.died
+            yield from filter(None, self._node(node, show, unnoticed=unnoticed))
+            node = engine.dead_in_order.before(died)
+        for process in self._processes():
+            if process is None:
+                yield ""
+            else:
+                yield from self._process(process, show, everything=True, unnoticed=unnoticed)
 
     def transactions(self, *, hashed: bool = False) -> Iterator[str]:
         """`transactions` and `transactions_hashed`: what is under way."""
         yield "binder transactions:\n"
         show = self._hashed if hashed else _plain
-        for process in list(reversed(self._engine.processes)):
-            yield from self._process(process, show, everything=False)
+        for process in self._processes():
+            if process is None:
+                yield ""
+            else:
+                yield from self._process(process, show, everything=False)
 
     def proc(self, pid: int) -> Iterator[str]:
         """`proc/PID`: every open of one process."""
-        for process in list(reversed(self._engine.processes)):
-            if process.pid == pid:
+        for process in self._processes(pid):
+            if process is None:
+                yield ""
+            else:
                 yield "binder proc state:\n"
                 yield from self._process(process, _plain, everything=True)
 
     def stats(self) -> Iterator[str]:
         """`stats`: counters, of the mount and of each process."""
         yield "binder stats:\n" + _stats("", self._engine.stats)
-        for process in list(reversed(self._engine.processes)):
-            yield from self._process_stats(process)
+        for process in self._processes():
+            if process is None:
+                yield ""
+            else:
+                yield from self._process_stats(process)
 
     def transaction_log(self, *, failed: bool = False) -> Iterator[str]:
         """`transaction_log` and `failed_transaction_log`: the last 32, the oldest first."""
         entries = self._engine.failed_transaction_log if failed else self._engine.transaction_log
         yield "".join(map(_log_entry, entries))
+
+    def _processes(self, pid: int | None = None) -> Iterator[Process | None]:
+        """Give all processes, or the opens of one, the newest first, and None where it is time for others.
+
+        What is opened meanwhile is left out.
+        """
+        engine = self._engine
+        serial = engine.next_serial()
+        count = 0
+        while True:
+            opens = engine.opens_in_order if pid is None else engine.opens_by_pid.get(pid)
+            process = opens.before(serial) if opens is not None else None
+            if process is None:
+                return
+            serial = process.serial
+            yield process
+            count += 1
+            if not count % _PIECE:
+                yield None
 
     def _process(
         self, process: Process, show: Callable[[int], str], *, everything: bool, unnoticed: bool = False
@@ -124,43 +158,41 @@ class Logs:
 
         What is gone when its turn comes is not shown.
         """
-        for tid in sorted(process.threads):
-            thread = process.threads.get(tid)
-            if thread is not None:
-                yield from self._thread(thread, show, everything=everything)
-        for ptr in _ascending(list(process.nodes)):
-            node = process.nodes.get(ptr) if ptr is not None else None
-            if node is not None and (everything or node.has_async_transaction):
+        thread = process.tids.first()
+        while thread is not None:
+            yield from self._thread(thread, show, everything=everything)
+            thread = process.tids.after(thread.tid)
+        node = process.nodes.first()
+        while node is not None:
+            ptr = node.ptr
+            if everything or node.has_async_transaction:
                 yield from self._node(node, show, unnoticed=unnoticed)
             else:
-                yield "" if ptr is not None else None
-        for desc in _ascending(list(process.refs_by_desc) if everything else []):
-            ref = process.refs_by_desc.get(desc) if desc is not None else None
-            if ref is not None:
-                death = self._hashed(id(ref.death)) if ref.death is not None else self._hashed(0)
-                yield (
-                    f"  ref {ref.debug_id}: desc {ref.desc} {'' if ref.node.process is not None else 'dead '}"
-                    f"node {ref.node.debug_id} s {ref.strong} w {ref.weak} d {death}\n"
-                )
-            else:
-                yield "" if desc is not None else None
-        allocated = process.allocation.allocated if process.allocation is not None else {}
-        for offset in _ascending(list(allocated)):
-            buffer = allocated.get(offset) if offset is not None else None
-            if buffer is not None:
-                yield (
-                    f"  buffer {buffer.debug_id}: {buffer.offset:x} size {buffer.data_size}:{buffer.offsets_size}:"
-                    f"{buffer.extra_buffers_size} {'active' if buffer.transaction is not None else 'delivered'}\n"
-                )
-            else:
-                yield "" if offset is not None else None
+                yield ""
+            node = process.nodes.after(ptr)
+        if everything:
+            yield from self._refs(process)
+        if process.allocation is not None:
+            yield from _buffers(process.allocation)
         # Not before the nodes: to show these may have made work.
-        for work in list(process.todo):
-            yield self._work(process, work, "  ", "  pending transaction", show)
-        if process.delivered_death:
+        for work in _works(process.todo):
+            yield "" if work is None else self._work(process, work, "  ", "  pending transaction", show)
+        if process.delivered_death.count:
             yield "  has delivered dead binder\n"
-        if process.delivered_freeze:
+        if process.delivered_freeze.count:
             yield "  has delivered freeze binder\n"
+
+    def _refs(self, process: Process) -> Iterator[str]:
+        for desc in range(process.descs()):
+            ref = process.refs_by_desc.get(desc)
+            if ref is None:
+                yield ""
+                continue
+            death = self._hashed(id(ref.death)) if ref.death is not None else self._hashed(0)
+            yield (
+                f"  ref {ref.debug_id}: desc {ref.desc} {'' if ref.node.process is not None else 'dead '}"
+                f"node {ref.node.debug_id} s {ref.strong} w {ref.weak} d {death}\n"
+            )
 
     def _thread(self, thread: Thread, show: Callable[[int], str], *, everything: bool) -> Iterator[str]:
         header = f"  thread {thread.tid}: l {thread.looper:02x} need_return {thread.looper_need_return:d} tr 0\n"
@@ -177,11 +209,13 @@ class Logs:
             else:
                 stack.append(("    incoming transaction", transaction))
                 transaction = transaction.to_parent
-        works = list(thread.todo)
         for prefix, transaction in stack:
             yield header + self._transaction(thread.process, prefix, transaction)
             header = ""
-        for work in works:
+        for work in _works(thread.todo):
+            if work is None:
+                yield ""
+                continue
             yield header + self._work(thread.process, work, "    ", "    pending transaction", show)
             header = ""
 
@@ -212,37 +246,52 @@ class Logs:
             return self._transaction(process, transaction_prefix, work)
         return prefix + _describe(work, show) + "\n"
 
-    def _node(self, node: Node, show: Callable[[int], str], *, unnoticed: bool) -> Iterator[str]:
+    def _node(self, node: Node, show: Callable[[int], str], *, unnoticed: bool) -> Iterator[str | None]:
         text = (
             f"  node {node.debug_id}: u{show(node.ptr)} c{show(node.cookie)}"
             f" hs {node.has_strong_ref:d} hw {node.has_weak_ref:d} ls {node.local_strong_refs}"
             f" lw {node.local_weak_refs} is {node.internal_strong_refs} iw {len(node.refs)} tr {node.tmp_refs + 1}"
         )
-        if node.refs:
-            text += " proc" + "".join([f" {ref.process.pid}" for ref in reversed(node.refs)])
         process = node.process
-        works = list(node.async_todo)
+        works = _works(node.async_todo)
+        ref = node.refs.last()
         if not unnoticed:
             node.tmp_refs += 1
             node.put()
+        if ref is not None:
+            text += " proc"
+        count = 0
+        while ref is not None:
+            text += f" {ref.process.pid}"
+            key = ref.debug_id
+            count += 1
+            if not count % _PIECE:
+                yield text
+                yield None
+                text = ""
+            ref = node.refs.before(key)
         yield text + "\n"
         if process is None:
             return
         for work in works:
-            yield self._work(process, work, "    ", "    pending async transaction", show)
+            yield "" if work is None else self._work(process, work, "    ", "    pending async transaction", show)
 
     def _process_stats(self, process: Process) -> Iterator[str]:
-        strong = weak = 0
-        refs = list(process.refs_by_desc.values())
-        for start in range(0, len(refs), _SHARE):
-            for ref in refs[start : start + _SHARE]:
+        strong = weak = pending = 0
+        for desc in range(process.descs()):
+            ref = process.refs_by_desc.get(desc)
+            if ref is not None:
                 strong += ref.strong
                 weak += ref.weak
-            yield ""
+            if not desc % _SHARE:
+                yield ""
+        for count, work in enumerate(_works(process.todo)):
+            pending += isinstance(work, Transaction)
+            if not count % _SHARE:
+                yield ""
         allocation = process.allocation
         free_async_space = allocation.free_async_space if allocation is not None else 0
         active, unused, untouched = allocation.page_counts() if allocation is not None else (0, 0, 0)
-        pending = sum([isinstance(work, Transaction) for work in process.todo])
         yield (
             f"proc {process.pid}\n"
             f"context {process.context.name}\n"
@@ -252,7 +301,7 @@ class Logs:
             f"  ready threads {len(process.waiting_threads)}\n"
             f"  free async space {free_async_space}\n"
             f"  nodes: {len(process.nodes)}\n"
-            f"  refs: {len(refs)} s {strong} w {weak}\n"
+            f"  refs: {len(process.refs_by_desc)} s {strong} w {weak}\n"
             f"  buffers: {len(allocation.allocated) if allocation is not None else 0}\n"
             f"  pages: {active}:{unused}:{untouched}\n"
             f"  pages high watermark: {allocation.pages_high if allocation is not None else 0}\n"
@@ -260,14 +309,39 @@ class Logs:
         ) + _stats("  ", process.stats)
 
 
-def _ascending(numbers: list[int]) -> Iterator[int | None]:
-    """Give numbers in ascending order, and None between shares of the work: to sort 100,000 at once takes too long."""
-    shares = []
-    for start in range(0, len(numbers), _SHARE):
-        if start:
+def _works(queue: WorkList) -> Iterator[Work | None]:
+    """Give all items of a list that changes between two of them, and None for what is passed once more.
+
+    Where an item has left that this stood at, its serial number says which are behind it.
+    """
+    shown = _BEFORE_ALL
+    work = queue.first
+    while work is not None:
+        serial = work.serial
+        if serial > shown:
+            shown = serial
+            yield work
+        else:
             yield None
-        shares.append(sorted(numbers[start : start + _SHARE]))
-    yield from heapq.merge(*shares)
+        work = work.next if work.queue is queue and work.serial == serial else queue.first
+
+
+def _buffers(allocation: RangeAllocator) -> Iterator[str]:
+    """Show the allocated buffers in the order of their addresses; empty lines for others."""
+    buffer: Buffer | None = allocation.first
+    while buffer is not None:
+        if buffer.free:
+            yield ""
+        else:
+            yield (
+                f"  buffer {buffer.debug_id}: {buffer.offset:x} size {buffer.data_size}:{buffer.offsets_size}:"
+                f"{buffer.extra_buffers_size} {'active' if buffer.transaction is not None else 'delivered'}\n"
+            )
+        while not buffer.size and buffer.previous is not None:
+            # It has become a part of the one before it.
+            buffer = buffer.previous
+            yield ""
+        buffer = buffer.next
 
 
 def _plain(value: int) -> str:

@@ -15,24 +15,28 @@ Sources: Linux 7.3 binder.c `binder_inc_node_nilocked`, `binder_dec_node_nilocke
 
 Invariants
 ----------
-- `node.process` is None exactly for a dead node.
-- `ref in ref.node.refs`, `ref.process.refs_by_desc[ref.desc] is ref`, `ref.process.refs_by_node[ref.node] is ref`.
+- `node.process` is None exactly for a dead node, which is in `engine.dead_nodes` and, by `died`, in
+  `engine.dead_in_order`.
+- `ref.node.refs[ref.debug_id] is ref`, `ref.process.refs_by_desc[ref.desc] is ref`,
+  `ref.process.refs_by_node[ref.node] is ref`.
 - `internal_strong_refs` of a node is the number of its refs with `strong > 0`.
 """
 
 from __future__ import annotations
 
-from collections import deque
 from errno import EINVAL
 from typing import TYPE_CHECKING
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import stats
+from binderfs_fuse.engine.effects import TURN
 from binderfs_fuse.engine.priority import scheduling_of_node
-from binderfs_fuse.engine.work import Work
+from binderfs_fuse.engine.sorted_map import SortedMap
+from binderfs_fuse.engine.work import IndexedList, Work
 
 if TYPE_CHECKING:
     from binderfs_fuse.engine.context import Engine
+    from binderfs_fuse.engine.effects import Pace, Turns
     from binderfs_fuse.engine.freeze import Freeze
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.engine.thread import Thread
@@ -50,6 +54,7 @@ class Node(Work):
         "cookie",
         "debug_id",
         "delivered",
+        "died",
         "engine",
         "has_async_transaction",
         "has_strong_ref",
@@ -93,9 +98,11 @@ class Node(Work):
         self.pending_strong_ref = False
         self.pending_weak_ref = False
         self.has_async_transaction = False
-        self.async_todo: deque[Work] = deque()
-        # A dict for its order: the driver shows and notifies the newest ref first.
-        self.refs: dict[Ref, None] = {}
+        self.async_todo = IndexedList()
+        # By debug_id, for their order: the driver shows and notifies the newest ref first.
+        self.refs: SortedMap[Ref] = SortedMap()
+        # When it died, by a number that grows.
+        self.died = 0
         # The last delivery: to whom, and what it was about.
         self.delivered: tuple[Thread, bool, bool, bool, bool] | None = None
 
@@ -141,19 +148,20 @@ class Node(Work):
         else:
             if not internal and self.process is not None:
                 self.local_weak_refs -= 1
-            if self.local_weak_refs or self.tmp_refs or self.refs:
+            if self.local_weak_refs or self.tmp_refs or self.refs.count:
                 return
         process = self.process
         if process is not None and (self.has_strong_ref or self.has_weak_ref):
             if self.queue is None:
                 process.enqueue(self)
                 process.wake_up()
-        elif not (self.refs or self.local_strong_refs or self.local_weak_refs or self.tmp_refs):
+        elif not (self.refs.count or self.local_strong_refs or self.local_weak_refs or self.tmp_refs):
             if process is not None:
                 self.dequeue()
-                del process.nodes[self.ptr]
+                process.nodes.remove(self.ptr)
             else:
                 del self.engine.dead_nodes[self]
+                self.engine.dead_in_order.remove(self.died)
             self.engine.stats.deleted[stats.NODE] += 1
             self.account.objects -= 1
 
@@ -165,7 +173,7 @@ class Node(Work):
     def deliver(self, thread: Thread, out: bytearray) -> bool:
         process = thread.process
         strong = bool(self.internal_strong_refs or self.local_strong_refs)
-        weak = strong or bool(self.refs or self.local_weak_refs or self.tmp_refs)
+        weak = strong or bool(self.refs.count or self.local_weak_refs or self.tmp_refs)
         had_strong = self.has_strong_ref
         had_weak = self.has_weak_ref
         self.delivered = (thread, had_strong, had_weak, strong, weak)
@@ -180,7 +188,7 @@ class Node(Work):
         if had_weak and not weak:
             self.has_weak_ref = False
         if not weak and not strong:
-            del process.nodes[self.ptr]
+            process.nodes.remove(self.ptr)
             process.engine.stats.deleted[stats.NODE] += 1
             self.account.objects -= 1
         for wanted, command in (
@@ -213,22 +221,23 @@ class Node(Work):
             self.has_strong_ref = self.pending_strong_ref = False
             self.local_strong_refs -= 1
         if not weak:
-            process.nodes[self.ptr] = self
+            process.nodes.add(self.ptr, self)
             process.engine.stats.deleted[stats.NODE] -= 1
             self.account.objects += 1
         if self.queue is None:
             thread.requeue(self)
 
-    def release(self) -> None:
+    def release(self, pace: Pace) -> Turns:
         """The process is going: the node dies, and who asked for it is told (`binder_node_release`)."""
         process = self.process
         assert process is not None  # a node is released by its process, once
         engine = process.engine
+        # Others may drop their references at every turn: the node stays.
         self.tmp_refs += 1
-        del process.nodes[self.ptr]
-        engine.cancel_all(self.async_todo)
+        yield from engine.cancel_all(self.async_todo, pace)
+        process.nodes.remove(self.ptr)
         self.dequeue()
-        if not self.refs and self.tmp_refs == 1:
+        if not self.refs.count and self.tmp_refs == 1:
             self.tmp_refs = 0
             engine.stats.deleted[stats.NODE] += 1
             self.account.objects -= 1
@@ -236,13 +245,18 @@ class Node(Work):
         self.process = None
         self.local_strong_refs = 0
         self.local_weak_refs = 0
+        self.died = engine.next_serial()
         engine.dead_nodes[self] = None
-        for ref in reversed(self.refs):
+        engine.dead_in_order.add(self.died, self)
+        ref = self.refs.last()
+        while ref is not None:
+            key = ref.debug_id
             death = ref.death
-            if death is not None:
-                death.kind = DEAD_BINDER
-                ref.process.enqueue(death)
-                ref.process.wake_up()
+            if death is not None and not death.told:
+                death.tell(ref.process)
+            if pace.spend():
+                yield TURN
+            ref = self.refs.before(key)
         self.put()
 
 
@@ -251,19 +265,32 @@ DEAD_BINDER, DEAD_BINDER_AND_CLEAR, CLEAR_DEATH_NOTIFICATION = range(3)
 
 
 class Death(Work):
-    """A death notification that a ref asked for, with the `cookie` (64 bits) to be told by."""
+    """A death notification that a ref asked for, with the `cookie` (64 bits) to be told by.
 
-    __slots__ = ("cookie", "kind", "process", "reader")
+    `told` says that it has been queued as the node died: a ref may ask while its node's end is being told.
+    """
+
+    __slots__ = ("cookie", "kind", "process", "reader", "told")
 
     def __init__(self, process: Process, cookie: int) -> None:
         self.queue = None
         self.process = process
         self.cookie = cookie
         self.kind = DEAD_BINDER
+        self.told = False
         # Who was told last.
         self.reader: Thread | None = None
         process.engine.stats.created[stats.DEATH] += 1
         process.account.objects += 1
+
+    def key(self) -> int:
+        return self.cookie
+
+    def tell(self, process: Process) -> None:
+        """The node is dead: queue it where any thread reads it."""
+        self.told = True
+        process.enqueue(self)
+        process.wake_up()
 
     def deliver(self, thread: Thread, out: bytearray) -> bool:
         process = thread.process
@@ -274,7 +301,6 @@ class Death(Work):
             process.engine.stats.deleted[stats.DEATH] += 1
             process.account.objects -= 1
         else:
-            self.queue = process.delivered_death
             process.delivered_death.append(self)
         out += command.to_bytes(4, "little")
         out += self.cookie.to_bytes(8, "little")
@@ -294,10 +320,11 @@ class Death(Work):
             return
         thread.requeue(self)
 
-    def cancel(self, engine: Engine) -> None:
+    def cancel(self, engine: Engine) -> int:
         assert self.kind != DEAD_BINDER  # else its ref has taken it off the list
         engine.stats.deleted[stats.DEATH] += 1
         self.process.account.objects -= 1
+        return 1
 
 
 class Ref:
@@ -319,7 +346,7 @@ class Ref:
         self.freeze: Freeze | None = None
         process.refs_by_desc[desc] = self
         process.refs_by_node[node] = self
-        node.refs[self] = None
+        node.refs.add(self.debug_id, self)
 
     def increment(self, *, strong: bool, target: Thread | None) -> int:
         """Count one more; 0 or -EINVAL (see `Node.increment`)."""
@@ -360,7 +387,7 @@ class Ref:
         process.free_desc(self.desc)
         if self.strong:
             node.decrement(strong=True, internal=True)
-        del node.refs[self]
+        node.refs.remove(self.debug_id)
         node.decrement(strong=False, internal=True)
         if self.death is not None:
             self.death.dequeue()

@@ -13,17 +13,28 @@ Sources: Linux 7.3 binder.c `binder_transaction`, `binder_get_object`, `binder_t
 `binder_fixup_parent`, `binder_do_deferred_txn_copies`, `binder_transaction_buffer_release`; their checks, in their
 order.
 
-Invariant: `buffer.objects` holds what was translated, no more: a transaction that fails half-way releases just that.
+A transaction may have 100,000 objects. So to translate, copy and release them gives turns, and nothing is looked for by
+walking. Fix-ups stand in a heap. The PTR objects that may still be fixed up are a stack, `Translation.path`: an object
+stands on its parent. A fix-up of one that is not on top takes off what is above it. That is for good: the driver
+accepts no fix-up of those any more.
+
+Invariants
+----------
+- `buffer.objects` from `buffer.released` on holds what was translated, no more: a transaction that fails half-way
+  releases just that.
+- `buffer.weight` is the number of its objects and their descriptors.
+- `translation.path` is a chain: each record but the first has the one before it as its parent.
 """
 
 from __future__ import annotations
 
 import struct
 from errno import EFAULT, EINVAL, ENOMEM, EPERM
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine.effects import CopyIn, CopyToBuffer, GetFile
+from binderfs_fuse.engine.effects import TURN, CopyIn, CopyToBuffer, GetFile, drain
 from binderfs_fuse.uapi import (
     BINDER_BUFFER_FLAG_HAS_PARENT,
     BINDER_TYPE_BINDER,
@@ -40,7 +51,7 @@ from binderfs_fuse.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    from binderfs_fuse.engine.effects import Effect, Region
+    from binderfs_fuse.engine.effects import Effect, Pace, Region, Turn, Turns
     from binderfs_fuse.engine.node import Node
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.engine.range_alloc import Buffer
@@ -60,6 +71,8 @@ _SIZES: Final = {
     BINDER_TYPE_PTR: uapi.binder_buffer_object.size,
     BINDER_TYPE_FDA: uapi.binder_fd_array_object.size,
 }
+# Bytes that are stored in a region before it is time for others.
+_STORED: Final = 65536
 # Data up to this size is read once and cut up here; more is copied straight into the region, fragment by fragment.
 _SMALL_DATA: Final = 16384
 
@@ -69,15 +82,27 @@ class TranslatedObject:
 
     The value is for BINDER and WEAK_BINDER the node's ptr, for HANDLE and WEAK_HANDLE the desc, for FD nothing, for
     PTR the offset of the copied bytes in the buffer, for FDA the offset of the array in the buffer. `length` is the
-    number of bytes of a PTR, of descriptors of an FDA.
+    number of bytes of a PTR, of descriptors of an FDA; `first_file` counts the buffer's descriptors before an FDA's.
     """
 
-    __slots__ = ("flags", "length", "offset", "parent", "parent_offset", "sender_address", "type", "value")
+    __slots__ = (
+        "first_file",
+        "first_file",
+        "flags",
+        "length",
+        "offset",
+        "parent",
+        "parent_offset",
+        "sender_address",
+        "type",
+        "value",
+    )
 
     def __init__(self, offset: int, object_type: int, value: int) -> None:
         self.offset = offset
         self.type = object_type
         self.value = value
+        self.first_file = 0
         self.flags = 0
         self.length = 0
         self.parent = 0
@@ -124,6 +149,52 @@ class _Data:
         return data
 
 
+class Translation:
+    """What is known of objects on their way, beyond `buffer.objects`; the last of `path` was fixed up last.
+
+    `fixups`   a heap of (offset, 64-bit value, skip): to be written at that offset in the buffer, or `skip` bytes there
+               to be left out
+    `minimum`  where in the bytes of the last of `path` the next fix-up may be
+    """
+
+    __slots__ = ("fixups", "minimum", "pace", "path")
+
+    def __init__(self, pace: Pace) -> None:
+        self.pace = pace
+        self.fixups: list[tuple[int, int, int]] = []
+        self.path: list[TranslatedObject] = []
+        self.minimum = 0
+
+    def begin_path(self, record: TranslatedObject) -> Turns:
+        """The object has no parent: nothing but its own bytes may be fixed up."""
+        yield from drain(self.path, self.pace)
+        self.path.append(record)
+        self.minimum = 0
+
+    def may_fix_up(self, parent: TranslatedObject, offset: int) -> Generator[Turn, Any, bool]:
+        """Whether a fix-up at this offset in the bytes of `parent` comes in order (binder.c `binder_validate_fixup`).
+
+        Only the buffer fixed up last, or one of its parents, and only behind the last fix-up there. An object at offset
+        0 of the data cannot be the last: the driver takes 0 for "none".
+        """
+        path = self.path
+        if not path or not path[-1].offset:
+            return False
+        while path[-1] is not parent:
+            last = path.pop()
+            if not path:
+                return False
+            self.minimum = last.parent_offset + 8
+            if self.pace.spend():
+                yield TURN
+        return offset >= self.minimum
+
+    def drop(self) -> Turns:
+        """Let go of it all."""
+        yield from drain(self.path, self.pace)
+        yield from drain(self.fixups, self.pace)
+
+
 def translate_objects(
     thread: Thread,
     transaction: Transaction,
@@ -131,13 +202,16 @@ def translate_objects(
     offsets: bytes,
     data_address: int,
     scatter_size: int,
+    translation: Translation,
 ) -> Generator[Effect, Any, None]:
     """Copy the data of a transaction with its objects and scatter-gather buffers.
 
-    `offsets` are 64-bit numbers; `scatter_size` is the room for PTR bytes, a multiple of 8. Raises `TransactionError`.
+    `offsets` are 64-bit numbers; `scatter_size` is the room for PTR bytes, a multiple of 8. Raises `TransactionError`;
+    in any case the caller drops `translation`.
     """
     from binderfs_fuse.engine.transaction import TransactionError  # noqa: PLC0415 - the two modules need each other
 
+    pace = translation.pace
     buffer = transaction.buffer
     target = transaction.to_process
     assert buffer is not None and target is not None  # noqa: PT018 - both just set
@@ -148,14 +222,14 @@ def translate_objects(
     if data_size <= _SMALL_DATA and offsets:
         data.whole = yield CopyIn(data_address, data_size)
     offsets_start = (data_size + 7) & ~7
-    if offsets:
-        region.store(base + offsets_start, offsets)
+    for start in range(0, len(offsets), _STORED):
+        region.store(base + offsets_start + start, offsets[start : start + _STORED])
+        if start + _STORED < len(offsets):
+            yield TURN
     scatter_offset = offsets_start + len(offsets)
     scatter_end = scatter_offset + scatter_size
     objects = buffer.objects = []
-    copies: list[tuple[int, int, int]] = []
-    fixups: list[tuple[int, int, int]] = []
-    last_object = last_minimum = 0
+    has_copies = False
     position = minimum = 0
     for (offset,) in struct.iter_unpack("<Q", offsets):
         if offset != position and (
@@ -192,16 +266,16 @@ def translate_objects(
                 parent = _parent(objects, parent_index)
                 if parent is None:
                     raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3618)
-                if not _may_fix_up(objects, parent.offset, parent_offset, last_object, last_minimum):
+                if not (yield from translation.may_fix_up(parent, parent_offset)):
                     raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3631)
                 line = 3665
                 record = TranslatedObject(offset, object_type, parent.value + parent_offset)
                 record.length = count
+                record.first_file = 0 if transaction.files is None else len(transaction.files)
                 if count:
-                    yield from _translate_fd_array(transaction, in_reply_to, record, parent, parent_offset)
-                    _add_fixup(fixups, record.value, 0, 4 * count)
-                last_object = parent.offset
-                last_minimum = (parent_offset + 4 * count) & U64
+                    yield from _translate_fd_array(transaction, in_reply_to, record, parent, parent_offset, pace)
+                    heappush(translation.fixups, (record.value, 0, 4 * count))
+                translation.minimum = (parent_offset + 4 * count) & U64
             else:
                 _, flags, address, length, parent_index, parent_offset = uapi.binder_buffer_object.unpack(raw)
                 if length > scatter_end - scatter_offset:
@@ -213,29 +287,34 @@ def translate_objects(
                 record.parent = parent_index
                 record.parent_offset = parent_offset
                 record.sender_address = address
-                copies.append((scatter_offset, address, length))
+                has_copies = True
                 scatter_offset += (length + 7) & ~7
                 address = target.address + base + record.value
                 if flags & BINDER_BUFFER_FLAG_HAS_PARENT:
                     parent = _parent(objects, parent_index)
                     if (
                         parent is None
-                        or not _may_fix_up(objects, parent.offset, parent_offset, last_object, last_minimum)
+                        or not (yield from translation.may_fix_up(parent, parent_offset))
                         or parent.length < 8
                         or parent_offset > parent.length - 8
                     ):
                         raise _Refused(-EINVAL)
-                    _add_fixup(fixups, parent.value + parent_offset, address, 0)
+                    heappush(translation.fixups, (parent.value + parent_offset, address, 0))
+                    translation.path.append(record)
+                    translation.minimum = 0
+                else:
+                    yield from translation.begin_path(record)
                 raw = uapi.binder_buffer_object.pack(object_type, flags, address, length, parent_index, parent_offset)
-                last_object = offset
-                last_minimum = 0
         except _Refused as refusal:
             raise TransactionError(BR_FAILED_REPLY, refusal.error, line) from None
         objects.append(record)
+        buffer.weight += 1
         region.store(base + offset, raw)
+        if pace.spend():
+            yield TURN
     if position != data_size and not (yield from data.copy(position, data_size)):
         raise TransactionError(BR_FAILED_REPLY, -EFAULT, 3743)
-    if copies and not (yield from _copy_scattered(copies, fixups, region, base)):
+    if has_copies and not (yield from _copy_scattered(objects, translation, region, base)):
         raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3754)
 
 
@@ -305,9 +384,13 @@ def _translate_fd(
     file = yield GetFile(fd)
     if isinstance(file, int):
         raise _Refused(file)
+    buffer = transaction.buffer
+    target = transaction.to_process
+    assert buffer is not None and target is not None  # noqa: PT018 - the descriptor is to go there
     if transaction.files is None:
         transaction.files = []
-    transaction.files.append((file, offset))
+    transaction.files.append((file, target.region, buffer.offset + offset))
+    buffer.weight += 1
 
 
 def _translate_fd_array(
@@ -316,6 +399,7 @@ def _translate_fd_array(
     record: TranslatedObject,
     parent: TranslatedObject,
     parent_offset: int,
+    pace: Pace,
 ) -> Generator[Effect, Any, None]:
     size = 4 * record.length
     if size > U64 or size > parent.length or parent_offset > parent.length - size:
@@ -329,6 +413,8 @@ def _translate_fd_array(
         if len(number) != 4:
             raise _Refused(-EINVAL)
         yield from _translate_fd(transaction, in_reply_to, int.from_bytes(number, "little"), record.value + 4 * index)
+        if pace.spend():
+            yield TURN
 
 
 def _parent(objects: list[TranslatedObject], index: int) -> TranslatedObject | None:
@@ -338,89 +424,100 @@ def _parent(objects: list[TranslatedObject], index: int) -> TranslatedObject | N
     return None
 
 
-def _may_fix_up(
-    objects: list[TranslatedObject], parent_offset: int, fixup_offset: int, last_object: int, last_minimum: int
-) -> bool:
-    """Whether a fix-up comes in order (binder.c `binder_validate_fixup`).
-
-    Only the buffer fixed up last, or one of its parents, and only behind the last fix-up there. An object at offset
-    0 of the data never qualifies: the driver takes 0 for "none".
-    """
-    if not last_object:
-        return False
-    by_offset = {record.offset: record for record in objects}
-    while last_object != parent_offset:
-        last = by_offset[last_object]
-        if not last.flags & BINDER_BUFFER_FLAG_HAS_PARENT:
-            return False
-        last_minimum = last.parent_offset + 8
-        last_object = objects[last.parent].offset
-    return fixup_offset >= last_minimum
-
-
-def _add_fixup(fixups: list[tuple[int, int, int]], offset: int, value: int, skip: int) -> None:
-    """Remember to write the 64-bit `value` at `offset`, or to leave out `skip` bytes there; ordered by offset."""
-    place = len(fixups)
-    while place and fixups[place - 1][0] >= offset:
-        place -= 1
-    fixups.insert(place, (offset, value, skip))
-
-
 def _copy_scattered(
-    copies: list[tuple[int, int, int]], fixups: list[tuple[int, int, int]], region: Region, base: int
+    objects: list[TranslatedObject], translation: Translation, region: Region, base: int
 ) -> Generator[Effect, Any, bool]:
     """Copy the bytes of all PTR objects, around and with their fix-ups; false on a fault."""
-    fine = True
-    pending = iter(fixups)
-    fixup = next(pending, None)
-    for offset, address, length in copies:
+    fixups = translation.fixups
+    pace = translation.pace
+    for record in objects:
+        if pace.spend():
+            yield TURN
+        if record.type != BINDER_TYPE_PTR:
+            continue
+        offset = record.value
+        length = record.length
         done = 0
         while done < length:
             left = length - done
-            size = left if fixup is None else min(left, (fixup[0] - offset - done) & U64)
-            if fine and size:
-                copied = yield CopyToBuffer((address + done) & U64, size, region, base + offset + done)
-                fine = copied == size
+            size = left if not fixups else min(left, (fixups[0][0] - offset - done) & U64)
+            if size:
+                address = (record.sender_address + done) & U64
+                copied = yield CopyToBuffer(address, size, region, base + offset + done)
+                if copied != size:
+                    return False
             done += size
             if size != left:
-                assert fixup is not None  # what else stopped the copy short
-                position, value, skip = fixup
+                position, value, skip = heappop(fixups)
                 if skip:
                     done += skip
-                else:
+                elif position & 3:
                     # The driver writes into a buffer at multiples of four alone.
-                    fine = fine and not position & 3
-                    if fine:
-                        region.store(base + position, value.to_bytes(8, "little"))
+                    return False
+                else:
+                    region.store(base + position, value.to_bytes(8, "little"))
                     done += 8
-                fixup = next(pending, None)
-    return fine
+                if pace.spend():
+                    yield TURN
+    return True
 
 
-def release_objects(process: Process, thread: Thread | None, buffer: Buffer, *, is_failure: bool) -> None:
-    """Drop what the objects in a buffer of `process` hold (binder.c `binder_transaction_buffer_release`).
+def release_few_objects(process: Process, thread: Thread | None, buffer: Buffer, *, is_failure: bool) -> None:
+    """Drop what the objects in a buffer of `process` hold, all at once (binder.c `binder_transaction_buffer_release`).
 
     With `thread`, the descriptors of its FDAs are put on that thread's list to close, unless `is_failure`.
     """
     if buffer.target_node is not None:
         buffer.target_node.decrement(strong=True, internal=False)
-    if not buffer.objects:
+    if buffer.objects:
+        for record in buffer.objects:
+            _release_object(process, record)
+            if record.type == BINDER_TYPE_FDA and record.length and thread is not None and not is_failure:
+                assert buffer.fds is not None  # it could not be freed before they were installed
+                thread.closes += buffer.fds[record.first_file : record.first_file + record.length]
+                thread.looper_need_return = True
+        buffer.objects = None
+
+
+def release_objects(process: Process, thread: Thread | None, buffer: Buffer, pace: Pace, *, is_failure: bool) -> Turns:
+    """Do the same in turns; nobody else frees the buffer meanwhile."""
+    node = buffer.target_node
+    if node is not None:
+        buffer.target_node = None
+        node.decrement(strong=True, internal=False)
+    objects = buffer.objects
+    if objects is None:
         return
-    for record in buffer.objects:
-        kind = record.type
-        if kind in (BINDER_TYPE_BINDER, BINDER_TYPE_WEAK_BINDER):
-            node = process.nodes.get(record.value)
-            if node is not None:
-                node.tmp_refs += 1
-                node.decrement(strong=kind == BINDER_TYPE_BINDER, internal=False)
-                node.put()
-        elif kind in (BINDER_TYPE_HANDLE, BINDER_TYPE_WEAK_HANDLE):
-            strong = kind == BINDER_TYPE_HANDLE
-            ref = process.ref(record.value, strong=strong)
-            if ref is not None:
-                ref.decrement(strong=strong)
-        elif kind == BINDER_TYPE_FDA and record.length and thread is not None and not is_failure:
+    while buffer.released < len(objects):
+        record = objects[buffer.released]
+        buffer.released += 1
+        _release_object(process, record)
+        if record.type == BINDER_TYPE_FDA and record.length and thread is not None and not is_failure:
             assert buffer.fds is not None  # it could not be freed before they were installed
-            thread.closes += [buffer.fds[record.value + 4 * index] for index in range(record.length)]
             thread.looper_need_return = True
+            end = record.first_file + record.length
+            for first in range(record.first_file, end, pace.chunk):
+                thread.closes += buffer.fds[first : min(end, first + pace.chunk)]
+                if pace.spend(pace.chunk):
+                    yield TURN
+        if pace.spend():
+            yield TURN
+    # What has been released is of no more account to anybody who looks.
     buffer.objects = None
+    yield from drain(objects, pace)
+
+
+def _release_object(process: Process, record: TranslatedObject) -> None:
+    """Drop the reference that an object holds, if it is of a kind that does."""
+    kind = record.type
+    if kind in (BINDER_TYPE_BINDER, BINDER_TYPE_WEAK_BINDER):
+        node = process.nodes.get(record.value)
+        if node is not None:
+            node.tmp_refs += 1
+            node.decrement(strong=kind == BINDER_TYPE_BINDER, internal=False)
+            node.put()
+    elif kind in (BINDER_TYPE_HANDLE, BINDER_TYPE_WEAK_HANDLE):
+        strong = kind == BINDER_TYPE_HANDLE
+        ref = process.ref(record.value, strong=strong)
+        if ref is not None:
+            ref.decrement(strong=strong)

@@ -9,8 +9,15 @@ then `engine.freed` names the process so that the shell can let go of its region
 Sources: Linux 7.3 binder.c `binder_open`, `binder_ioctl`, `binder_deferred_flush`, `binder_deferred_release`,
 `binder_poll`.
 
+The end of a process is piecewise, as in the driver: `release` gives turns. From its beginning the process is dead and
+not listed. Then go its threads, its nodes, its refs, and the work that nobody reads. Others may meet nodes that are
+still alive, of a process that is dead. A call to one fails as to a dead node, and what it took is undone. No thread of
+the process itself calls any more.
+
 Invariants
 ----------
+- `tids` holds the threads of `threads` in order; `pollers` those of them that have polled.
+- `busy_threads` is the number of threads with a transaction on their stack.
 - `refs_by_desc` and `refs_by_node` hold the same refs; `_next_desc` is above every desc in use, and what is free below
   it is in `_free_descs`.
 - `allocation` is None until the mapping is known; then `address` is where the client has it.
@@ -19,25 +26,25 @@ Invariants
 from __future__ import annotations
 
 import heapq
-from collections import deque
 from errno import EBUSY, EINVAL, ENOMEM, EPERM
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import freeze, stats
-from binderfs_fuse.engine.effects import Outcome
-from binderfs_fuse.engine.node import Death, Node, Ref
-from binderfs_fuse.engine.objects import release_objects
+from binderfs_fuse.engine.effects import TURN, Outcome, Pace
+from binderfs_fuse.engine.node import Node, Ref
+from binderfs_fuse.engine.objects import release_few_objects, release_objects
 from binderfs_fuse.engine.range_alloc import PAGE_SIZE, Buffer, RangeAllocator
+from binderfs_fuse.engine.sorted_map import SortedMap
 from binderfs_fuse.engine.stats import Stats
 from binderfs_fuse.engine.thread import POLL, WAITING, Thread
+from binderfs_fuse.engine.work import IndexedList, WorkList
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from binderfs_fuse.engine.context import Context, Task
-    from binderfs_fuse.engine.effects import Region, Step, Wait
-    from binderfs_fuse.engine.freeze import Freeze
+    from binderfs_fuse.engine.effects import Region, Step, Turns, Wait
     from binderfs_fuse.engine.limits import Account
     from binderfs_fuse.engine.priority import Scheduling
     from binderfs_fuse.engine.work import Work
@@ -45,6 +52,10 @@ if TYPE_CHECKING:
 # A larger mapping is used only up to here (binder_alloc.c).
 MAX_REGION: Final = 4 << 20
 _NO_USER: Final = 0xFFFF_FFFF
+# Threads that have polled, and are looked at whether one is free: behind them one is taken to be.
+_POLLERS: Final = 64
+# Bytes that are cleared before it is time for others; a buffer with fewer is cleared at once.
+_CLEARED: Final = 65536
 POLLIN: Final = 0x001
 POLLERR: Final = 0x008
 
@@ -63,6 +74,7 @@ class Process:
         "address",
         "allocation",
         "async_recv",
+        "busy_threads",
         "context",
         "default_priority",
         "default_scheduling",
@@ -71,6 +83,7 @@ class Process:
         "engine",
         "euid",
         "freeze_waits",
+        "freezings",
         "is_dead",
         "is_frozen",
         "max_threads",
@@ -80,14 +93,17 @@ class Process:
         "pid",
         "pid_namespace",
         "pids",
+        "pollers",
         "refs_by_desc",
         "refs_by_node",
         "region",
         "requested_threads",
         "requested_threads_started",
+        "serial",
         "stats",
         "sync_recv",
         "threads",
+        "tids",
         "tmp_ref",
         "todo",
         "user_ids",
@@ -112,6 +128,7 @@ class Process:
         account.quota.opens.held += 1
         self.context = context
         self.engine = context.engine
+        self.serial = self.engine.next_serial()
         self.pid = pid
         self.euid = euid
         self.region = region
@@ -121,16 +138,19 @@ class Process:
         self.pids = pids
         self.user_ids = user_ids
         self.threads: dict[int, Thread] = {}
+        self.tids: SortedMap[Thread] = SortedMap()
+        self.pollers: SortedMap[Thread] = SortedMap()
+        self.busy_threads = 0
         # The thread that waits last is woken first: a dict is a stack with removal.
         self.waiting_threads: dict[Thread, None] = {}
-        self.nodes: dict[int, Node] = {}
+        self.nodes: SortedMap[Node] = SortedMap()
         self.refs_by_desc: dict[int, Ref] = {}
         self.refs_by_node: dict[Node, Ref] = {}
         self._next_desc = 1
         self._free_descs: list[int] = []
-        self.todo: deque[Work] = deque()
-        self.delivered_death: deque[Death] = deque()
-        self.delivered_freeze: deque[Freeze] = deque()
+        self.todo = WorkList()
+        self.delivered_death = IndexedList()
+        self.delivered_freeze = IndexedList()
         self.allocation: RangeAllocator | None = None
         self.address = 0
         self.stats = Stats()
@@ -147,7 +167,9 @@ class Process:
         self.is_frozen = False
         self.sync_recv = False
         self.async_recv = False
-        self.freeze_waits: list[Wait] = []
+        self.freeze_waits: SortedMap[Wait] = SortedMap()
+        # How often its refs have been told that it is frozen or thawed.
+        self.freezings = 0
         self.oneway_spam_detection_enabled = False
 
     # -- counters
@@ -184,6 +206,7 @@ class Process:
             if self.is_full(len(self.threads), self.engine.limits.threads):
                 return None
             thread = self.threads[task.tid] = Thread(self, task.tid)
+            self.tids.add(task.tid, thread)
         thread.pid = task.pid
         thread.euid = task.euid
         thread.nice = task.nice
@@ -192,7 +215,6 @@ class Process:
 
     def enqueue(self, work: Work) -> None:
         """Add work for any thread."""
-        work.queue = self.todo
         self.todo.append(work)
 
     def select_thread(self) -> Thread | None:
@@ -211,25 +233,32 @@ class Process:
 
     def wake_up_pollers(self) -> None:
         """Let the threads that poll and have nothing else to do look again."""
-        for thread in self.threads.values():
-            if thread.looper & POLL and thread.available_for_process_work():
+        thread = self.pollers.first()
+        looked = 0
+        while thread is not None:
+            # The rest of many are not looked at: to let them poll in vain costs nobody but themselves.
+            looked += 1
+            if looked > _POLLERS or thread.available_for_process_work():
                 self.engine.poll_ready[self] = None
                 return
+            thread = self.pollers.after(thread.tid)
 
     def finish_transaction(self) -> None:
         """One of the transactions to this process has ended."""
         self.outstanding_transactions -= 1
         if not self.outstanding_transactions and self.is_frozen:
-            for wait in self.freeze_waits:
-                if wait.parked:
-                    wait.parked = False
-                    self.engine.ready.append(wait)
+            self.wake_up_freezer()
+
+    def wake_up_freezer(self) -> None:
+        """Let the first of those go on who wait to freeze this process; it wakes the next."""
+        wait = self.freeze_waits.first()
+        if wait is not None and wait.parked:
+            wait.parked = False
+            self.engine.ready.append(wait)
 
     def has_pending_transactions(self) -> bool:
         """Whether any transaction is queued, served or waited for."""
-        return self.outstanding_transactions > 0 or any(
-            thread.transaction_stack is not None for thread in self.threads.values()
-        )
+        return self.outstanding_transactions > 0 or self.busy_threads > 0
 
     def pid_in(self, receiver: Process) -> int:
         """This process's pid as `receiver` sees it; 0 if it cannot."""
@@ -255,9 +284,10 @@ class Process:
         """
         node = self.nodes.get(ptr)
         if node is None:
-            if self.is_full(len(self.nodes), self.engine.limits.nodes):
+            if self.is_full(self.nodes.count, self.engine.limits.nodes):
                 return None
-            node = self.nodes[ptr] = Node(self, ptr, cookie, flags)
+            node = Node(self, ptr, cookie, flags)
+            self.nodes.add(ptr, node)
         else:
             node.tmp_refs += 1
         return node
@@ -301,10 +331,14 @@ class Process:
         if desc:
             heapq.heappush(self._free_descs, desc)
 
+    def descs(self) -> int:
+        """The number that all descs are below: at most one more than there ever were refs at once."""
+        return self._next_desc
+
     def has_room_to_notify(self, thread: Thread) -> bool:
         """Whether `thread` may ask for another notification, however many it has not read or not acknowledged."""
-        waiting = len(self.todo) + len(self.delivered_death) + len(self.delivered_freeze)
-        return not self.is_full(max(waiting, len(thread.todo)), self.engine.limits.notifications)
+        waiting = self.todo.count + self.delivered_death.count + self.delivered_freeze.count
+        return not self.is_full(max(waiting, thread.todo.count), self.engine.limits.notifications)
 
     # -- buffers
 
@@ -316,31 +350,56 @@ class Process:
                 min(size, MAX_REGION) & ~(PAGE_SIZE - 1), self.account, self.engine.limits.buffers
             )
 
-    def release_buffer(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> None:
-        """Free a buffer and what it holds; the node's next one-way call may come now (binder.c `binder_free_buf`)."""
+    def release_buffer(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> Turns | None:
+        """Free a buffer and what it holds; the node's next one-way call may come now (binder.c `binder_free_buf`).
+
+        None, when it is done at once; else what is left to do, in turns. Until then nobody else can free the buffer.
+        """
         transaction = buffer.transaction
         if transaction is not None:
             transaction.buffer = None
             buffer.transaction = None
         node = buffer.target_node
         if node is not None and buffer.async_transaction:
-            if node.async_todo:
+            if node.async_todo.first is not None:
                 self.enqueue(node.async_todo.popleft())
                 self.wake_up()
             else:
                 node.has_async_transaction = False
+        if buffer.weight >= self.engine.chunk or (buffer.clear_on_free and buffer.size > _CLEARED):
+            return self._release_large(thread, buffer, is_failure=is_failure)
         if node is not None or buffer.objects:
-            release_objects(self, thread, buffer, is_failure=is_failure)
+            release_few_objects(self, thread, buffer, is_failure=is_failure)
         if buffer.clear_on_free:
             thread.cleared.append((self.region, buffer.offset, buffer.size))
+            self.region.store(buffer.offset, bytes(buffer.size))
+        self.free_buffer(buffer)
+        return None
+
+    def _release_large(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> Turns:
+        pace = Pace(self.engine.chunk)
+        # A process that is freed at one of the turns would have its buffers counted as gone.
+        self.tmp_ref += 1
+        buffer.allow_user_free = False
+        yield from release_objects(self, thread, buffer, pace, is_failure=is_failure)
+        if buffer.clear_on_free:
+            thread.cleared.append((self.region, buffer.offset, buffer.size))
+        yield from self.discard_buffer(buffer, pace)
+        self.drop_tmp_ref()
+
+    def discard_buffer(self, buffer: Buffer, pace: Pace) -> Turns:
+        """Give a buffer's bytes back that may be many, cleared if the sender wished so."""
+        if buffer.clear_on_free:
+            for start in range(0, buffer.size, _CLEARED):
+                self.region.store(buffer.offset + start, bytes(min(_CLEARED, buffer.size - start)))
+                if pace.spend(pace.chunk):
+                    yield TURN
         self.free_buffer(buffer)
 
     def free_buffer(self, buffer: Buffer) -> None:
-        """Give a buffer's bytes back, cleared if the sender wished so."""
+        """Give a buffer's bytes back, which are cleared already if the sender wished so."""
         assert self.allocation is not None  # a buffer came from it
-        if buffer.clear_on_free:
-            self.region.store(buffer.offset, bytes(buffer.size))
-            buffer.clear_on_free = False
+        buffer.clear_on_free = False
         self.allocation.release(buffer)
 
     # -- the file
@@ -360,24 +419,25 @@ class Process:
             return thread.write_read(argument, commands, nonblock=nonblock)
         return _ioctl(thread, command, argument)
 
-    def undeliver(self, task: Task, argument: bytes, copied: int) -> Outcome:
+    def undeliver(self, task: Task, argument: bytes, copied: int) -> Step:
         """The data of the last outcome was stored only up to `copied` bytes; what to answer instead.
 
-        Its files stay the shell's to close, and its `closes` are to be closed.
+        Its files stay the shell's to close, and its `closes` are to be closed. Asks for nothing but turns.
         """
         return self.threads[task.tid].undeliver(argument, copied)
 
     def installed(self, task: Task, numbers: list[int], outcome: Outcome) -> None:
         """The descriptors of the last outcome have these numbers in the client."""
         assert self.allocation is not None  # there was a buffer to put the numbers in
+        assert len(numbers) == len(outcome.files)
         self.threads[task.tid].files_handed_over = False
         _, offset, _ = outcome.buffers[-1]
         buffer = self.allocation.allocated[offset]
-        buffer.fds = {place - offset: number for (_, _, place), number in zip(outcome.files, numbers, strict=True)}
+        buffer.fds = numbers
         buffer.allow_user_free = True
 
-    def install_failed(self, task: Task, outcome: Outcome) -> Outcome:
-        """The descriptors of the last outcome could not be installed; what to answer instead."""
+    def install_failed(self, task: Task, outcome: Outcome) -> Step:
+        """The descriptors of the last outcome could not be installed; what to answer instead, after turns alone."""
         return self.threads[task.tid].install_failed(outcome.argument, outcome.data)
 
     def poll(self, task: Task) -> int:
@@ -388,22 +448,35 @@ class Process:
         thread = self.thread(task)
         if thread is None:
             return POLLERR
-        thread.looper |= POLL
+        if not thread.looper & POLL:
+            thread.looper |= POLL
+            self.pollers.add(thread.tid, thread)
         if thread.has_work(for_process=thread.available_for_process_work()):
             return POLLIN
         return 0
 
-    def flush(self) -> None:
-        """A descriptor was closed: threads that wait return to user space."""
-        for thread in self.threads.values():
+    def flush(self) -> Step:
+        """A descriptor was closed: threads that wait return to user space. Asks for nothing but turns."""
+        pace = Pace(self.engine.chunk)
+        thread = self.tids.first()
+        while thread is not None:
             thread.looper_need_return = True
             if thread.looper & WAITING:
                 thread.wake_up()
+            if pace.spend():
+                yield TURN
+            thread = self.tids.after(thread.tid)
+        yield Outcome()
 
-    def release(self) -> None:
-        """The last descriptor is gone: everything that others wait for is answered, everything they hold is dead."""
+    def release(self) -> Step:
+        """The last descriptor is gone: everything that others wait for is answered, everything they hold is dead.
+
+        Asks for nothing but turns.
+        """
         engine = self.engine
-        del engine.processes[self]
+        pace = Pace(engine.chunk)
+        engine.remove_process(self)
+        engine.dying[self] = None
         context = self.context
         if context.manager is not None and context.manager.process is self:
             context.manager = None
@@ -412,16 +485,30 @@ class Process:
         self.is_frozen = False
         self.sync_recv = False
         self.async_recv = False
-        for tid in sorted(self.threads):
-            self.threads[tid].release()
-        for ptr in sorted(self.nodes):
-            self.nodes[ptr].release()
-        for desc in sorted(self.refs_by_desc):
-            self.refs_by_desc[desc].cleanup()
-        engine.cancel_all(self.todo)
-        engine.cancel_all(self.delivered_death)
-        engine.cancel_all(self.delivered_freeze)
+        thread = self.tids.first()
+        while thread is not None:
+            yield from thread.release(pace)
+            thread = self.tids.first()
+        node = self.nodes.first()
+        while node is not None:
+            yield from node.release(pace)
+            if pace.spend():
+                yield TURN
+            node = self.nodes.first()
+        desc = 0
+        while desc < self._next_desc:
+            ref = self.refs_by_desc.get(desc)
+            if ref is not None:
+                ref.cleanup()
+            desc += 1
+            if pace.spend():
+                yield TURN
+        yield from engine.cancel_all(self.todo, pace)
+        yield from engine.cancel_all(self.delivered_death, pace)
+        yield from engine.cancel_all(self.delivered_freeze, pace)
+        del engine.dying[self]
         self.drop_tmp_ref()
+        yield Outcome()
 
     def drop_tmp_ref(self) -> None:
         """A step no longer uses the process; a dead one that nobody uses is freed."""
@@ -478,12 +565,6 @@ def _become_context_manager(thread: Thread, ptr: int, cookie: int, flags: int) -
     return Outcome()
 
 
-def _thread_exit(thread: Thread, argument: bytes) -> Outcome:
-    del argument
-    thread.release()
-    return Outcome()
-
-
 def _version(thread: Thread, argument: bytes) -> Outcome:
     del thread, argument
     return Outcome(0, uapi.binder_version.pack(uapi.BINDER_CURRENT_PROTOCOL_VERSION))
@@ -512,11 +593,9 @@ def _node_info_for_ref(thread: Thread, argument: bytes) -> Outcome:
 def _node_debug_info(thread: Thread, argument: bytes) -> Outcome:
     """BINDER_GET_NODE_DEBUG_INFO: the node with the next larger ptr, or zeros."""
     ptr, _, _, _ = uapi.binder_node_debug_info.unpack(argument)
-    nodes = thread.process.nodes
-    following = min((candidate for candidate in nodes if candidate > ptr), default=None)
-    if following is None:
+    node = thread.process.nodes.after(ptr)
+    if node is None:
         return Outcome(0, bytes(uapi.binder_node_debug_info.size))
-    node = nodes[following]
     return Outcome(
         0,
         uapi.binder_node_debug_info.pack(node.ptr, node.cookie, node.has_strong_ref, node.has_weak_ref),
@@ -539,11 +618,9 @@ _IOCTLS: Final[dict[int, Callable[[Thread, bytes], Outcome]]] = {
     uapi.BINDER_SET_MAX_THREADS: _set_max_threads,
     uapi.BINDER_SET_CONTEXT_MGR: _set_context_manager,
     uapi.BINDER_SET_CONTEXT_MGR_EXT: _set_context_manager_ext,
-    uapi.BINDER_THREAD_EXIT: _thread_exit,
     uapi.BINDER_VERSION: _version,
     uapi.BINDER_GET_NODE_INFO_FOR_REF: _node_info_for_ref,
     uapi.BINDER_GET_NODE_DEBUG_INFO: _node_debug_info,
-    uapi.BINDER_GET_FROZEN_INFO: freeze.get_frozen_info,
     uapi.BINDER_ENABLE_ONEWAY_SPAM_DETECTION: _enable_oneway_spam_detection,
     uapi.BINDER_GET_EXTENDED_ERROR: _get_extended_error,
 }
@@ -556,6 +633,11 @@ def _refuse() -> Step:
 def _ioctl(thread: Thread, command: int, argument: bytes) -> Step:
     if command == uapi.BINDER_FREEZE:
         outcome = yield from freeze.ioctl_freeze(thread, argument)
+    elif command == uapi.BINDER_GET_FROZEN_INFO:
+        outcome = yield from freeze.get_frozen_info(thread, argument)
+    elif command == uapi.BINDER_THREAD_EXIT:
+        yield from thread.release(Pace(thread.process.engine.chunk))
+        outcome = Outcome()
     else:
         handler = _IOCTLS.get(command)
         outcome = Outcome(-EINVAL) if handler is None else handler(thread, argument)

@@ -44,13 +44,16 @@ LRU: Final = 2
 # What becomes of a page's state when a buffer comes or goes: one that was never touched stays so.
 _TO_ACTIVE: Final = bytes([0, *[ACTIVE] * 255])
 _TO_LRU: Final = bytes([0, *[LRU] * 255])
+# And when pages are made present: those that are stay as they are.
+_FROM_ABSENT: Final = bytes([ACTIVE, *range(1, 256)])
 
 
 class Buffer:
     """A stretch of a region, allocated for one transaction or free (binder_alloc.h `struct binder_buffer`).
 
     `offset` and `size` are in bytes from the region's start; `data_size`, `offsets_size` and `extra_buffers_size` as
-    the sender gave them. `pid` is the thread group of who sent it.
+    the sender gave them. `pid` is the thread group of who sent it. A buffer that was merged into the free one before it
+    has size 0, and that one still as `previous`.
     """
 
     __slots__ = (
@@ -73,10 +76,12 @@ class Buffer:
         "previous",
         "records",
         "red",
+        "released",
         "right",
         "size",
         "target_node",
         "transaction",
+        "weight",
     )
 
     def __init__(self, offset: int, size: int) -> None:
@@ -98,8 +103,11 @@ class Buffer:
         self.transaction: Transaction | None = None
         self.target_node: Node | None = None
         self.objects: list[TranslatedObject] | None = None
-        # Descriptors that were installed with it: their numbers by offset in the buffer.
-        self.fds: dict[int, int] | None = None
+        # How many of the objects have been released, and how many elements there are to release in all.
+        self.released = 0
+        self.weight = 0
+        # The numbers of the descriptors that were installed with it, in the order of `Transaction.files`.
+        self.fds: list[int] | None = None
         self.parent: Buffer | None = None
         self.left: Buffer | None = None
         self.right: Buffer | None = None
@@ -458,11 +466,10 @@ class RangeAllocator:
     def installed(self, first: int, end: int) -> None:
         """Pages `first`..`end` are present now: those that were not become active."""
         pages = self.pages
-        for index in range(first, end):
-            if not pages[index]:
-                pages[index] = ACTIVE
-                self.present += 1
-                self.account.pages += 1
+        count = pages.count(0, first, end)
+        pages[first:end] = pages[first:end].translate(_FROM_ABSENT)
+        self.present += count
+        self.account.pages += count
 
     def release(self, buffer: Buffer) -> None:
         """Give an allocated buffer back, merging it with free neighbours."""
@@ -486,6 +493,7 @@ class RangeAllocator:
         buffer.free = True
         buffer.target_node = None
         buffer.objects = None
+        buffer.released = buffer.weight = 0
         buffer.fds = None
         following = buffer.next
         if following is not None and following.free:
@@ -515,7 +523,9 @@ class RangeAllocator:
         previous.next = following
         if following is not None:
             following.previous = previous
-        buffer.previous = buffer.next = None
+        # Whoever walks the buffers and stands at this one finds the way on by `previous`.
+        buffer.next = None
+        buffer.size = 0
 
     def _to_lru(self, start: int, end: int) -> None:
         pages = self.pages

@@ -18,6 +18,9 @@ threads may have gone on with an item meanwhile, as far as they can know of it; 
 A fault at the very start must be known *before* parking: the first read into a buffer stores its BR_NOOP right away;
 later ones into the same address are taken to be as good.
 
+A write buffer may hold thousands of commands, and a list thousands of items. So write, read and whatever undoes a read
+give turns: the commands done, and the items read, stay so whatever others do then, as between the driver's own locks.
+
 Sources: Linux 7.3 binder.c `binder_thread_write`, `binder_thread_read`, `binder_thread_release`,
 `binder_ioctl_write_read`.
 
@@ -26,22 +29,34 @@ Invariants
 - `thread.tid` is the key in `process.threads` until the thread is dead.
 - `thread in process.waiting_threads` only while it is parked for process work.
 - The top of `transaction_stack` has this thread as `from_thread` or `to_thread`.
+- A thread that is dead and still has work is in `engine.dying_threads`.
 """
 
 from __future__ import annotations
 
 import struct
-from collections import deque
+from bisect import bisect_right
 from errno import EAGAIN, EFAULT, EINVAL, ENOMEM
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import freeze, stats
-from binderfs_fuse.engine.effects import CopyIn, CopyOut, FindRoom, Outcome, SetNice, SetScheduling, Wait
+from binderfs_fuse.engine.effects import (
+    TURN,
+    CopyIn,
+    CopyOut,
+    FindRoom,
+    Outcome,
+    Pace,
+    SetNice,
+    SetScheduling,
+    Wait,
+    drain,
+)
 from binderfs_fuse.engine.node import CLEAR_DEATH_NOTIFICATION, DEAD_BINDER, DEAD_BINDER_AND_CLEAR, Death
 from binderfs_fuse.engine.priority import NORMAL, scheduling_to_serve
 from binderfs_fuse.engine.transaction import Transaction, transact
-from binderfs_fuse.engine.work import ReturnError, Work
+from binderfs_fuse.engine.work import ReturnError, Work, WorkList
 from binderfs_fuse.uapi import (
     BC_ACQUIRE,
     BC_ACQUIRE_DONE,
@@ -66,7 +81,7 @@ from binderfs_fuse.uapi import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from binderfs_fuse.engine.effects import Effect, Region, Step
+    from binderfs_fuse.engine.effects import Effect, Region, Step, Turns
     from binderfs_fuse.engine.priority import Scheduling
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.engine.range_alloc import Buffer
@@ -84,6 +99,8 @@ U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 _ROOM: Final = 4 + uapi.binder_transaction_data_secctx.size
 # How much of a write buffer is fetched at once.
 _CHUNK: Final = 65536
+# What a transaction counts for, where another command counts for 1 of the elements between two turns.
+_TRANSACTION_WEIGHT: Final = 16
 
 _NOOP: Final = BR_NOOP.to_bytes(4, "little")
 _SPAWN_LOOPER: Final = BR_SPAWN_LOOPER.to_bytes(4, "little")
@@ -107,6 +124,7 @@ class Thread:
         "delivered",
         "euid",
         "extended_error",
+        "failed_buffer",
         "files_handed_over",
         "good_buffer",
         "is_dead",
@@ -123,6 +141,7 @@ class Thread:
         "tid",
         "todo",
         "transaction_stack",
+        "undoing",
         "wait",
         "waited",
     )
@@ -146,7 +165,7 @@ class Thread:
         self.looper = 0
         self.looper_need_return = True
         self.is_dead = False
-        self.todo: deque[Work] = deque()
+        self.todo = WorkList()
         self.process_todo = False
         self.transaction_stack: Transaction | None = None
         self.return_error = ReturnError()
@@ -156,7 +175,11 @@ class Thread:
         self.wait = Wait()
         # What the last read handed over: (end of the item in the data, item, the list it came from), and whether it
         # said BR_SPAWN_LOOPER and had to wait.
-        self.delivered: list[tuple[int, Work, deque[Work]]] = []
+        self.delivered: list[tuple[int, Work, WorkList]] = []
+        # While a read is undone: the list that the present item came from.
+        self.undoing: WorkList | None = None
+        # And the buffer of a transaction that cannot be delivered any more.
+        self.failed_buffer: Buffer | None = None
         self.data: bytes | bytearray = b""
         self.spawned = False
         self.waited = False
@@ -172,7 +195,6 @@ class Thread:
 
     def enqueue(self, work: Work) -> None:
         """Add work, and let a read of this thread see it."""
-        work.queue = self.todo
         self.todo.append(work)
         if self.looper & POLL and not self.process_todo:
             self.process.engine.poll_ready[self.process] = None
@@ -180,17 +202,15 @@ class Thread:
 
     def enqueue_deferred(self, work: Work) -> None:
         """Add work that waits for some other work to be read with."""
-        work.queue = self.todo
         self.todo.append(work)
 
     def requeue(self, work: Work) -> None:
-        """Put work back where the read took it."""
-        for _, item, queue in self.delivered:
-            if item is work:
-                work.queue = queue
-                queue.appendleft(work)
-                if queue is self.todo:
-                    self.process_todo = True
+        """Put work back where the read took it that is being undone."""
+        queue = self.undoing
+        assert queue is not None  # it is called by what `undeliver` calls
+        queue.appendleft(work)
+        if queue is self.todo:
+            self.process_todo = True
 
     def wake_up(self) -> None:
         """Let a parked read of this thread go on, and its pollers look again."""
@@ -203,16 +223,18 @@ class Thread:
 
     def has_work(self, *, for_process: bool) -> bool:
         """Whether a read would return something."""
-        return self.process_todo or self.looper_need_return or (for_process and bool(self.process.todo))
+        return self.process_todo or self.looper_need_return or (for_process and self.process.todo.first is not None)
 
     def available_for_process_work(self) -> bool:
         """Whether a read may take the process's work."""
-        return self.transaction_stack is None and not self.todo
+        return self.transaction_stack is None and self.todo.first is None
 
     def pop(self, transaction: Transaction) -> None:
         """Take the transaction that this thread waits for off its stack."""
         assert self.transaction_stack is transaction and transaction.from_thread is self  # noqa: PT018
         self.transaction_stack = transaction.from_parent
+        if transaction.from_parent is None:
+            self.process.busy_threads -= 1
         transaction.from_thread = None
 
     def set_scheduling(self, scheduling: Scheduling, *, verify: bool = False) -> Generator[Effect, Any, None]:
@@ -238,6 +260,7 @@ class Thread:
         write_size, write_consumed, write_buffer, read_size, read_consumed, read_buffer = _unpack_write_read(argument)
         process = self.process
         error = 0
+        left: int = process.engine.chunk
         if write_size:
             stream = _CommandStream(write_buffer, commands)
             while self.return_error.command == BR_OK and _is_before(write_buffer, write_consumed, write_size):
@@ -272,18 +295,28 @@ class Thread:
                             error = -EFAULT
                             break
                         payload = taken
+                left -= 1
                 if command == BC_TRANSACTION or command == BC_REPLY:  # noqa: PLR1714, SIM109 - the hot path; a tuple costs more
+                    left -= _TRANSACTION_WEIGHT
                     yield from transact(
                         self, _unpack_transaction(payload), reply=command == BC_REPLY, extra_buffers_size=0
                     )
                 elif command == BC_TRANSACTION_SG or command == BC_REPLY_SG:  # noqa: PLR1714, SIM109
+                    left -= _TRANSACTION_WEIGHT
                     fields = uapi.binder_transaction_data_sg.unpack(payload)
                     yield from transact(self, fields[:-1], reply=command == BC_REPLY_SG, extra_buffers_size=fields[-1])
+                elif command == BC_FREE_BUFFER:
+                    rest = self._free_buffer(payload)
+                    if rest is not None:
+                        yield from rest
                 else:
                     error = carry_out(self, command, payload)
                     if error:
                         break
                 write_consumed = _wrapped(stream.position)
+                if left <= 0:
+                    left = process.engine.chunk
+                    yield TURN
             if error:
                 read_consumed = 0
         address = 0
@@ -308,7 +341,7 @@ class Thread:
                         self.process.count_return(BR_SPAWN_LOOPER, -1)
                 read_consumed += len(data)
             self.data = data
-            if process.todo:
+            if process.todo.first is not None:
                 process.wake_up()
         self.looper_need_return = False
         outcome.error = error
@@ -321,7 +354,9 @@ class Thread:
             outcome.closes = self.closes
             self.closes = []
         if self.cleared:
-            outcome.buffers = [*self.cleared, *outcome.buffers]
+            # As many as there were commands: not to be copied.
+            self.cleared += outcome.buffers
+            outcome.buffers = self.cleared
             self.cleared = []
         yield outcome
 
@@ -342,10 +377,13 @@ class Thread:
             if copied != 4:
                 return -EFAULT
             self.good_buffer = buffer
+        chunk = process.engine.chunk
+        if len(self.delivered) > chunk:
+            yield from drain(self.delivered, Pace(chunk))
         delivered = self.delivered = []
         self.waited = False
         while True:
-            for_process = self.transaction_stack is None and not self.todo
+            for_process = self.transaction_stack is None and self.todo.first is None
             self.looper |= WAITING
             if for_process:
                 if process.engine.android_priority:
@@ -358,7 +396,9 @@ class Thread:
                     error = -EAGAIN
             else:
                 wait = self.wait
-                while not (self.process_todo or self.looper_need_return or (for_process and process.todo)):
+                while not (
+                    self.process_todo or self.looper_need_return or (for_process and process.todo.first is not None)
+                ):
                     if for_process:
                         process.waiting_threads[self] = None
                     self.waited = wait.parked = True
@@ -372,9 +412,9 @@ class Thread:
             if error:
                 return error
             while True:
-                if self.todo:
+                if self.todo.first is not None:
                     queue = self.todo
-                elif for_process and process.todo:
+                elif for_process and process.todo.first is not None:
                     queue = process.todo
                 else:
                     if consumed + len(out) == 4 and not self.looper_need_return:
@@ -385,14 +425,15 @@ class Thread:
                 if room < _ROOM and room & U64 < _ROOM:
                     return 0
                 work = queue.popleft()
-                work.queue = None
-                if not self.todo:
+                if self.todo.first is None:
                     self.process_todo = False
                 if type(work) is not Transaction:
                     last = work.deliver(self, out)
                     delivered.append((len(out), work, queue))
                     if last:
                         return 0
+                    if len(delivered) % chunk == 0:
+                        yield TURN
                     continue
                 received = work.buffer
                 assert received is not None  # user space has not seen it yet
@@ -411,7 +452,10 @@ class Thread:
                 if work.files is not None:
                     error = yield FindRoom(len(work.files))
                     if error:
-                        self._refuse(work, received)
+                        work.cleanup(process.engine, BR_FAILED_REPLY)
+                        rest = process.release_buffer(self, received, is_failure=True)
+                        if rest is not None:
+                            yield from rest
                         if node is not None:
                             continue
                         out += BR_FAILED_REPLY.to_bytes(4, "little")
@@ -421,10 +465,18 @@ class Thread:
                 delivered.append((len(out), work, queue))
                 return 0
 
-    def _refuse(self, transaction: Transaction, buffer: Buffer) -> None:
-        """Fail a transaction whose descriptors the process has no room for; a waiting caller reads BR_FAILED_REPLY."""
-        transaction.cleanup(self.process.engine, BR_FAILED_REPLY)
-        self.process.release_buffer(self, buffer, is_failure=True)
+    def _free_buffer(self, payload: bytes) -> Turns | None:
+        """BC_FREE_BUFFER: addresses that are no delivered buffer are ignored. What is left to do in turns, or None."""
+        process = self.process
+        allocation = process.allocation
+        if allocation is None:
+            return None
+        address: int = _unpack_u64(payload)[0]
+        buffer = allocation.allocated.get(address - process.address)
+        if buffer is None or not buffer.allow_user_free:
+            return None
+        buffer.allow_user_free = False
+        return process.release_buffer(self, buffer, is_failure=False)
 
     def _serving_nice(self, transaction: Transaction, minimum: int) -> int:
         """The nice value to serve a transaction with; remembers the present one."""
@@ -488,13 +540,15 @@ class Thread:
         outcome.buffers = [(process.region, buffer.offset, buffer.size)]
         files = transaction.files
         if files is not None:
-            outcome.files = [(file, process.region, buffer.offset + offset) for file, offset in files]
+            outcome.files = files
             transaction.files = None
             self.files_handed_over = True
         # Not before the numbers of its descriptors are in it: `Process.installed`.
         buffer.allow_user_free = files is None
         if command != BR_REPLY and not transaction.flags & TF_ONE_WAY:
             transaction.to_parent = self.transaction_stack
+            if self.transaction_stack is None:
+                process.busy_threads += 1
             transaction.to_thread = self
             self.transaction_stack = transaction
         else:
@@ -514,16 +568,25 @@ class Thread:
             return True
         return False
 
-    def undeliver(self, argument: bytes, copied: int) -> Outcome:
+    def undeliver(self, argument: bytes, copied: int) -> Step:
         """The read's data could be stored only up to `copied` bytes: -EFAULT, and the state that the driver leaves.
 
         `argument` is the one that the outcome carried. What the files and `closes` of that outcome are does not change.
+        If the process is released at one of the turns, as that of a caller that is killed may be, the rest of the read
+        counts as arrived.
         """
         process = self.process
+        process.tmp_ref += 1
+        pace = Pace(process.engine.chunk)
+        delivered = self.delivered
+        self.delivered = []
+        self.good_buffer = None
         fields = list(_unpack_write_read(argument))
         fields[4] = (fields[4] - len(self.data)) & U64
-        self.good_buffer = None
-        self._uncount(self.data, copied)
+        # How many items could be stored whole, and where the last of these ends.
+        stored = bisect_right(delivered, copied, key=_end_of_item)
+        end = delivered[stored - 1][0] if stored else 0
+        yield from self._uncount(self.data, end, copied, pace)
         if self.spawned:
             process.count_return(BR_SPAWN_LOOPER, -1)
             process.requested_threads = 0
@@ -531,31 +594,44 @@ class Thread:
         # have met the fault with its BR_NOOP, before it looked.
         taken = 0
         if fields[4] or self.waited or copied >= len(_NOOP):
-            taken = sum(end <= copied for end, _, _ in self.delivered) + 1
-        for _, work, _ in reversed(self.delivered[taken:]):
+            taken = stored + 1
+        lost = delivered[taken - 1][1] if 0 < taken <= len(delivered) else None
+        while len(delivered) > taken and not process.is_dead:
+            _, work, self.undoing = delivered.pop()
             work.undo(self)
-        if 0 < taken <= len(self.delivered):
-            self.delivered[taken - 1][1].lose(self)
-        self.delivered = []
+            buffer, self.failed_buffer = self.failed_buffer, None
+            if buffer is not None:
+                rest = process.release_buffer(self, buffer, is_failure=True)
+                if rest is not None:
+                    yield from rest
+            if pace.spend():
+                yield TURN
+        self.undoing = None
+        if lost is not None and not process.is_dead:
+            lost.lose(self)
+        yield from drain(delivered, pace)
         self.files_handed_over = False
-        if process.todo:
+        if process.todo.first is not None:
             process.wake_up()
-        return Outcome(-EFAULT, _pack_write_read(*fields))
+        process.drop_tmp_ref()
+        yield Outcome(-EFAULT, _pack_write_read(*fields))
 
-    def _uncount(self, data: bytes | bytearray, start: int) -> None:
-        """Count the returns in `data` no more that do not end before `start`."""
-        position = 0
+    def _uncount(self, data: bytes | bytearray, position: int, start: int, pace: Pace) -> Turns:
+        """Count the returns in `data` no more that do not end before `start`; one begins at `position`, before it."""
         while position < len(data):
             command = int.from_bytes(data[position : position + 4], "little")
             position += 4 + uapi.ioctl_size(command)
             if position > start and command not in (BR_NOOP, BR_SPAWN_LOOPER):
                 self.process.count_return(command, -1)
+            if pace.spend():
+                yield TURN
 
     def take_back(self, transaction: Transaction) -> bool:
         """Undo `_receive`; false where that is too late.
 
         It is where the files have gone to the shell, or another thread of the process, guessing, has freed the buffer.
-        Then it fails: a caller that waits reads BR_FAILED_REPLY, and so does this thread in place of a reply.
+        Then it fails: a caller that waits reads BR_FAILED_REPLY, and so does this thread in place of a reply. Its
+        buffer is left in `failed_buffer`, to be released.
         """
         process = self.process
         buffer = transaction.held_buffer()
@@ -566,8 +642,7 @@ class Thread:
             elif transaction.is_reply and self.reply_error.command == BR_OK:
                 self.reply_error.command = BR_FAILED_REPLY
                 self.enqueue(self.reply_error)
-            if buffer is not None:
-                process.release_buffer(self, buffer, is_failure=True)
+            self.failed_buffer = buffer
             return False
         if not is_call:
             # It had been freed.
@@ -590,44 +665,60 @@ class Thread:
         if self.transaction_stack is not transaction:
             return False
         self.transaction_stack = transaction.to_parent
+        if transaction.to_parent is None:
+            self.process.busy_threads -= 1
         transaction.to_parent = None
         transaction.to_thread = None
         return True
 
-    def install_failed(self, argument: bytes, data: bytes | bytearray) -> Outcome:
+    def install_failed(self, argument: bytes, data: bytes | bytearray) -> Step:
         """The descriptors of the transaction that ended this read could not be installed, though there was room.
 
         Its caller gets BR_FAILED_REPLY, a reader of a reply too; the buffer is freed. The driver would read on for
         more work; here the read ends with what it had.
         """
         process = self.process
+        process.tmp_ref += 1
         self.files_handed_over = False
         fields = list(_unpack_write_read(argument))
         _, transaction, _ = self.delivered.pop()
         assert isinstance(transaction, Transaction)  # nothing else has descriptors
         start = self.delivered[-1][0] if self.delivered else (4 if fields[4] == len(data) else 0)
-        self._uncount(data, start)
         kept = bytearray(data[:start])
         buffer = transaction.held_buffer()
         assert buffer is not None  # it cannot be freed before its descriptors are installed
         self.give_up(transaction)
-        process.release_buffer(self, buffer, is_failure=True)
+        rest = process.release_buffer(self, buffer, is_failure=True)
+        if rest is not None:
+            yield from rest
+        yield from self._uncount(data, start, start, Pace(process.engine.chunk))
         if transaction.is_reply:
             kept += BR_FAILED_REPLY.to_bytes(4, "little")
             process.count_return(BR_FAILED_REPLY)
         fields[4] += len(kept) - len(data)
-        return Outcome(0, _pack_write_read(*fields), (fields[5] + fields[4] - len(kept)) & U64, kept)
+        process.drop_tmp_ref()
+        yield Outcome(0, _pack_write_read(*fields), (fields[5] + fields[4] - len(kept)) & U64, kept)
 
     # -- the end
 
-    def release(self) -> None:
+    def release(self, pace: Pace) -> Turns:
         """The thread is gone: who waits for it is told (`binder_thread_release`)."""
         process = self.process
         engine = process.engine
         process.tmp_ref += 1
         del process.threads[self.tid]
+        process.tids.remove(self.tid)
+        if self.looper & POLL:
+            process.pollers.remove(self.tid)
+        engine.dying_threads[self] = None
         self.is_dead = True
         transaction = self.transaction_stack
+        touched = 1
+        if transaction is not None:
+            self.transaction_stack = None
+            process.busy_threads -= 1
+            # What the walk meets, and whoever else waits for a reply that does not come.
+            touched += 2 * (transaction.depth + 1)
         reply_to = transaction if transaction is not None and transaction.to_thread is self else None
         while transaction is not None:
             if transaction.to_thread is self:
@@ -645,10 +736,14 @@ class Thread:
             engine.poll_ready[process] = None
         if reply_to is not None:
             reply_to.send_failed_reply(engine, BR_DEAD_REPLY)
-        engine.cancel_all(self.todo)
+        yield from engine.cancel_all(self.todo, pace)
+        yield from drain(self.delivered, pace)
+        del engine.dying_threads[self]
         engine.stats.deleted[stats.THREAD] += 1
         process.account.objects -= 1
         process.drop_tmp_ref()
+        if pace.spend(touched):
+            yield TURN
 
 
 class _CommandStream:
@@ -675,6 +770,11 @@ class _CommandStream:
         self.end = start + len(self.data)
         self.position = start + size
         return self.data[:size] if size <= len(self.data) else None
+
+
+def _end_of_item(item: tuple[int, Work, WorkList]) -> int:
+    """Return where an item that was read ends in the data."""
+    return item[0]
 
 
 def _wrapped(number: int) -> int:
@@ -733,21 +833,8 @@ def _ref_done(thread: Thread, command: int, payload: bytes) -> int:
     return 0
 
 
-def _free_buffer(thread: Thread, command: int, payload: bytes) -> int:  # noqa: ARG001 - one signature for all
-    """BC_FREE_BUFFER: addresses that are no delivered buffer are ignored."""
-    process = thread.process
-    allocation = process.allocation
-    if allocation is not None:
-        address: int = _unpack_u64(payload)[0]
-        buffer = allocation.allocated.get(address - process.address)
-        if buffer is not None and buffer.allow_user_free:
-            buffer.allow_user_free = False
-            process.release_buffer(thread, buffer, is_failure=False)
-    return 0
-
-
 def _refuse(thread: Thread, command: int, payload: bytes) -> int:  # noqa: ARG001 - one signature for all
-    """BC_ATTEMPT_ACQUIRE and BC_ACQUIRE_RESULT never were supported."""
+    """BC_ATTEMPT_ACQUIRE and BC_ACQUIRE_RESULT never were supported; others do not come here."""
     return -EINVAL
 
 
@@ -794,8 +881,7 @@ def _request_death(thread: Thread, command: int, payload: bytes) -> int:  # noqa
     if ref is not None and ref.death is None:
         ref.death = Death(process, cookie)
         if ref.node.process is None:
-            process.enqueue(ref.death)
-            process.wake_up()
+            ref.death.tell(process)
     return 0
 
 
@@ -817,13 +903,13 @@ def _clear_death(thread: Thread, command: int, payload: bytes) -> int:  # noqa: 
 
 def _dead_binder_done(thread: Thread, command: int, payload: bytes) -> int:  # noqa: ARG001 - one signature for all
     cookie = int.from_bytes(payload, "little")
-    for death in thread.process.delivered_death:
-        if death.cookie == cookie:
-            death.dequeue()
-            if death.kind == DEAD_BINDER_AND_CLEAR:
-                death.kind = CLEAR_DEATH_NOTIFICATION
-                _enqueue_death(thread, death)
-            break
+    death = thread.process.delivered_death.find(cookie)
+    if death is not None:
+        assert isinstance(death, Death)  # nothing else is on this list
+        death.dequeue()
+        if death.kind == DEAD_BINDER_AND_CLEAR:
+            death.kind = CLEAR_DEATH_NOTIFICATION
+            _enqueue_death(thread, death)
     return 0
 
 
@@ -841,13 +927,13 @@ def _freeze_done(thread: Thread, command: int, payload: bytes) -> int:  # noqa: 
     return freeze.notification_done(thread.process, int.from_bytes(payload, "little"))
 
 
-# Command: (bytes that follow it, what carries it out). The transactions' steps are `write_read`'s own business.
+# Command: (bytes that follow it, what carries it out). Transactions and buffers are `write_read`'s own business.
 _SERVED: Final[dict[int, tuple[int, Callable[[Thread, int, bytes], int]]]] = {
     BC_TRANSACTION: (uapi.binder_transaction_data.size, _refuse),
     BC_REPLY: (uapi.binder_transaction_data.size, _refuse),
     BC_TRANSACTION_SG: (uapi.binder_transaction_data_sg.size, _refuse),
     BC_REPLY_SG: (uapi.binder_transaction_data_sg.size, _refuse),
-    BC_FREE_BUFFER: (8, _free_buffer),
+    BC_FREE_BUFFER: (8, _refuse),
     uapi.BC_INCREFS: (4, _change_ref),
     BC_ACQUIRE: (4, _change_ref),
     BC_RELEASE: (4, _change_ref),

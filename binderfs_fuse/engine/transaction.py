@@ -26,16 +26,18 @@ Invariants
 - `transaction.buffer.transaction is transaction` until either of them is freed.
 - `to_process.outstanding_transactions` counts what is queued to or served by a process.
 - While a step is between its effects, its target process has a `tmp_ref` and its target node a tmp reference.
+- A call's `depth` is one more than that of the call that its sender serves, and less than `MAX_DEPTH`. So a walk up a
+  stack meets at most `MAX_DEPTH` calls.
 """
 
 from __future__ import annotations
 
 from errno import EFAULT, EINVAL, ENOMEM, EPROTO, ESRCH
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse.engine import stats
-from binderfs_fuse.engine.effects import CopyIn, CopyToBuffer, FindMapping, GetSecurityContext, Populate, SetNice
-from binderfs_fuse.engine.objects import release_objects, translate_objects
+from binderfs_fuse.engine.effects import CopyIn, CopyToBuffer, FindMapping, GetSecurityContext, Pace, Populate, SetNice
+from binderfs_fuse.engine.objects import Translation, release_objects, translate_objects
 from binderfs_fuse.engine.priority import scheduling_of_call
 from binderfs_fuse.engine.range_alloc import PAGE_SHIFT, Buffer
 from binderfs_fuse.engine.work import TransactionComplete, Work
@@ -53,16 +55,17 @@ from binderfs_fuse.uapi import (
 )
 
 if TYPE_CHECKING:
-    from collections import deque
     from collections.abc import Generator
 
     from binderfs_fuse.engine.context import Engine
-    from binderfs_fuse.engine.effects import Effect, File
+    from binderfs_fuse.engine.effects import Effect, File, Region, Turns
     from binderfs_fuse.engine.node import Node
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.engine.thread import Thread
 
 U64 = 0xFFFF_FFFF_FFFF_FFFF
+# Calls inside of each other. The driver sets no bound, and pays for each with memory; a deeper one fails with -ENOMEM.
+MAX_DEPTH: Final = 256
 
 
 class TransactionError(Exception):
@@ -124,6 +127,7 @@ class Transaction(Work):
         "buffer",
         "code",
         "debug_id",
+        "depth",
         "files",
         "flags",
         "from_parent",
@@ -162,12 +166,13 @@ class Transaction(Work):
         self.is_reply = is_reply
         self.from_thread: Thread | None = None if is_reply or flags & TF_ONE_WAY else thread
         self.from_parent: Transaction | None = None
+        self.depth = 0
         self.to_process: Process | None = None
         self.to_thread: Thread | None = None
         self.to_parent: Transaction | None = None
         self.buffer: Buffer | None = None
-        # Descriptors to install in the receiver: (file, offset of its number in the buffer).
-        self.files: list[tuple[File, int]] | None = None
+        # Descriptors to install in the receiver: (file, its region, offset of the number there).
+        self.files: list[tuple[File, Region, int]] | None = None
         # Where in the buffer the sender's label stands, or None.
         self.security_context: int | None = None
 
@@ -185,21 +190,37 @@ class Transaction(Work):
     def lose(self, thread: Thread) -> None:
         thread.give_up(self)
 
-    def cancel(self, engine: Engine) -> None:
-        self.cleanup(engine, BR_DEAD_REPLY)
+    def key(self) -> int:
+        """Sender, code and flags: with TF_UPDATE_TXN, a later one with the same makes it outdated in a node's list."""
+        if not self.flags & TF_UPDATE_TXN:
+            return -1
+        buffer = self.buffer
+        assert buffer is not None  # not delivered yet
+        return buffer.pid << 64 | self.code << 32 | self.flags
 
-    def cleanup(self, engine: Engine, command: int) -> None:
-        """Give up before the delivery: a caller that waits reads `command` (binder.c `binder_cleanup_transaction`)."""
+    def cancel(self, engine: Engine) -> int:
+        return self.cleanup(engine, BR_DEAD_REPLY)
+
+    def cleanup(self, engine: Engine, command: int) -> int:
+        """Give up before the delivery: a caller that waits reads `command` (binder.c `binder_cleanup_transaction`).
+
+        Returns the number of transactions that this freed.
+        """
         buffer = self.buffer
         if buffer is not None and buffer.target_node is not None and not self.flags & TF_ONE_WAY:
-            self.send_failed_reply(engine, command)
-        else:
-            self.free(engine)
+            return self.send_failed_reply(engine, command)
+        self.free(engine)
+        return 1
 
-    def send_failed_reply(self, engine: Engine, command: int) -> None:
-        """Tell whoever waits for the reply, up the stack to the first thread that still lives."""
+    def send_failed_reply(self, engine: Engine, command: int) -> int:
+        """Tell whoever waits for the reply, up the stack to the first thread that still lives.
+
+        Returns the number of transactions that this freed.
+        """
+        freed = 0
         transaction: Transaction | None = self
         while transaction is not None:
+            freed += 1
             target = transaction.from_thread
             if target is not None:
                 target.pop(transaction)
@@ -208,10 +229,11 @@ class Transaction(Work):
                     target.enqueue(target.reply_error)
                     target.wake_up()
                 transaction.free(engine)
-                return
+                return freed
             following = transaction.from_parent
             transaction.free(engine)
             transaction = following
+        return freed
 
     def free(self, engine: Engine) -> None:
         """Forget the transaction; its buffer stays until user space frees it."""
@@ -227,7 +249,7 @@ class Transaction(Work):
     def close_files(self) -> None:
         """Drop the descriptors that were not installed."""
         if self.files is not None:
-            for file, _ in self.files:
+            for file, _, _ in self.files:
                 file.close()
             self.files = None
 
@@ -254,6 +276,7 @@ def transact(
     target_thread: Thread | None = None
     target_node: Node | None = None
     complete: TransactionComplete | None = None
+    translation: Translation | None = None
     try:
         if reply:
             in_reply_to = thread.transaction_stack
@@ -263,6 +286,8 @@ def transact(
                 in_reply_to = None
                 raise TransactionError(BR_FAILED_REPLY, -EPROTO, 3171)
             thread.transaction_stack = in_reply_to.to_parent
+            if in_reply_to.to_parent is None:
+                process.busy_threads -= 1
             if engine.android_priority:
                 yield from thread.set_scheduling(in_reply_to.saved_scheduling)
             elif in_reply_to.saved_priority != thread.nice:
@@ -300,12 +325,15 @@ def transact(
             if process is target_process:
                 raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3262)
             if not one_way:
-                if thread.todo and type(thread.todo[0]) is Transaction:
+                if type(thread.todo.first) is Transaction:
                     raise TransactionError(BR_FAILED_REPLY, -EPROTO, 3294)
                 outer = thread.transaction_stack
                 if outer is not None:
                     if outer.to_thread is not thread:
                         raise TransactionError(BR_FAILED_REPLY, -EPROTO, 3313)
+                    transaction.depth = outer.depth + 1
+                    if transaction.depth >= MAX_DEPTH:
+                        raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3346)
                     while outer is not None:
                         if outer.from_thread is not None and outer.from_thread.process is target_process:
                             target_thread = outer.from_thread
@@ -322,7 +350,7 @@ def transact(
             entry.to_thread = target_thread.tid
         entry.to_process = target_process.pid
 
-        if len(thread.todo) >= engine.limits.unread:
+        if thread.todo.count >= engine.limits.unread:
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3346)
         complete = TransactionComplete(BR_TRANSACTION_COMPLETE)
         engine.stats.created[stats.TRANSACTION_COMPLETE] += 1
@@ -387,6 +415,7 @@ def transact(
         # The common case has no objects, and one copy.
         if offsets_size or extra_buffers_size:
             offsets = yield from _copy_offsets(offsets_address, offsets_size, extra_buffers_size)
+            translation = Translation(Pace(engine.chunk))
             yield from translate_objects(
                 thread,
                 transaction,
@@ -394,6 +423,7 @@ def transact(
                 offsets,
                 data_address,
                 extra_buffers_size - label_size,
+                translation,
             )
         elif data_size:
             copied = yield CopyToBuffer(data_address, data_size, target_process.region, buffer.offset)
@@ -415,21 +445,30 @@ def transact(
         elif not one_way:
             thread.enqueue_deferred(complete)
             transaction.from_parent = thread.transaction_stack
+            if thread.transaction_stack is None:
+                process.busy_threads += 1
             thread.transaction_stack = transaction
             error = queue_transaction(transaction, target_process, target_thread)
             if error:
                 thread.pop(transaction)
                 raise TransactionError(error, 0, 3846)
         else:
+            outdated = take_outdated(transaction, target_process) if flags & TF_UPDATE_TXN else None
             error = queue_transaction(transaction, target_process, None)
             if error == BR_TRANSACTION_PENDING_FROZEN:
                 complete.command = error
             thread.enqueue(complete)
+            if outdated is not None:
+                yield from _discard(outdated, target_process)
             if error and error != BR_TRANSACTION_PENDING_FROZEN:
                 raise TransactionError(error, 0, 3846)
     except TransactionError as failure:
-        _fail(thread, failure, entry, transaction, complete, in_reply_to, target_process, target_node)
+        yield from _fail(thread, failure, entry, transaction, complete, in_reply_to, target_process, target_node)
+        if translation is not None:
+            yield from translation.drop()
         return
+    if translation is not None:
+        yield from translation.drop()
     target_process.drop_tmp_ref()
     if target_node is not None:
         target_node.put()
@@ -458,7 +497,7 @@ def _fail(
     in_reply_to: Transaction | None,
     target_process: Process | None,
     target_node: Node | None,
-) -> None:
+) -> Turns:
     """Undo a transaction that was not queued, and leave the error where the sender reads it."""
     engine = thread.process.engine
     buffer = transaction.buffer
@@ -466,15 +505,16 @@ def _fail(
         assert target_process is not None  # the buffer is in its region
         assert complete is not None  # made before it
         complete.dequeue()
+        pace = Pace(engine.chunk)
         transaction.close_files()
-        release_objects(target_process, None, buffer, is_failure=True)
+        yield from release_objects(target_process, None, buffer, pace, is_failure=True)
         if target_node is not None:
             target_node.put()
             target_node = None
         buffer.transaction = None
         if buffer.clear_on_free:
             thread.cleared.append((target_process.region, buffer.offset, buffer.size))
-        target_process.free_buffer(buffer)
+        yield from target_process.discard_buffer(buffer, pace)
     if complete is not None:
         engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
     if target_node is not None:
@@ -523,7 +563,6 @@ def queue_transaction(transaction: Transaction, process: Process, thread: Thread
         process.async_recv |= bool(one_way)
     if (frozen and not one_way) or process.is_dead or (thread is not None and thread.is_dead):
         return BR_FROZEN_REPLY if frozen else BR_DEAD_REPLY
-    outdated = None
     if thread is None and not pending_async:
         thread = process.select_thread()
     if thread is not None:
@@ -533,40 +572,42 @@ def queue_transaction(transaction: Transaction, process: Process, thread: Thread
         process.enqueue(transaction)
         process.wake_up_pollers()
     else:
-        if transaction.flags & TF_UPDATE_TXN and frozen:
-            outdated = _find_outdated(transaction, node.async_todo)
-            if outdated is not None:
-                outdated.dequeue()
-                process.outstanding_transactions -= 1
         node.async_todo.append(transaction)
-        transaction.queue = node.async_todo
     process.outstanding_transactions += 1
-    if outdated is not None:
-        old = outdated.buffer
-        assert old is not None  # not delivered, so not freed by user space
-        outdated.buffer = None
-        old.transaction = None
-        release_objects(process, None, old, is_failure=True)
-        process.free_buffer(old)
-        outdated.close_files()
-        process.engine.stats.deleted[stats.TRANSACTION] += 1
     if one_way and frozen:
         return BR_TRANSACTION_PENDING_FROZEN
     return 0
 
 
-def _find_outdated(transaction: Transaction, queue: deque[Work]) -> Transaction | None:
-    """The first waiting one-way transaction that this one, which has TF_UPDATE_TXN, supersedes.
+def take_outdated(transaction: Transaction, process: Process) -> Transaction | None:
+    """Take the first one-way transaction off its list that this one, which is about to be queued there, supersedes.
 
-    It has the same flags, then, and the same code and sender (binder.c `binder_can_update_transaction`).
+    It waits behind another of the same node, whose process is frozen, and has the same flags, code and sender (binder.c
+    `binder_can_update_transaction`).
     """
     buffer = transaction.buffer
-    assert buffer is not None  # about to be queued
-    for work in queue:
-        # Everything that waits behind a node's one-way transaction is one too.
-        assert isinstance(work, Transaction)
-        other = work.buffer
-        assert other is not None  # not delivered yet
-        if work.code == transaction.code and work.flags == transaction.flags and other.pid == buffer.pid:
-            return work
-    return None
+    assert buffer is not None  # just allocated
+    node = buffer.target_node
+    assert node is not None  # replies do not come here
+    if not process.is_frozen or not node.has_async_transaction:
+        return None
+    outdated = node.async_todo.find(transaction.key())
+    if outdated is None:
+        return None
+    assert isinstance(outdated, Transaction)  # nothing else is on this list
+    outdated.dequeue()
+    process.outstanding_transactions -= 1
+    return outdated
+
+
+def _discard(outdated: Transaction, process: Process) -> Turns:
+    """Free a transaction that was taken off its list, with its buffer; `process` cannot be freed meanwhile."""
+    pace = Pace(process.engine.chunk)
+    buffer = outdated.buffer
+    assert buffer is not None  # not delivered, so not freed by user space
+    outdated.buffer = None
+    buffer.transaction = None
+    yield from release_objects(process, None, buffer, pace, is_failure=True)
+    yield from process.discard_buffer(buffer, pace)
+    outdated.close_files()
+    process.engine.stats.deleted[stats.TRANSACTION] += 1

@@ -65,11 +65,12 @@ from binderfs_fuse.engine.effects import (
     SetScheduling,
     Turn,
     Wait,
+    conclude,
 )
 from binderfs_fuse.fuse.channel import plain
 from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.fuse.transfer import Transfer
-from binderfs_fuse.fuse.turns import Turns
+from binderfs_fuse.fuse.turns import Passage, Turns
 from binderfs_fuse.host import files, memory, tasks
 from binderfs_fuse.host.region import Kind, Region, has_released, unmap_released
 
@@ -77,7 +78,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from binderfs_fuse.engine.context import Context, Engine
-    from binderfs_fuse.engine.effects import Effect
+    from binderfs_fuse.engine.effects import Effect, Step
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.fuse.channel import Channel
     from binderfs_fuse.fuse.lane import Answer
@@ -260,7 +261,7 @@ def _unperformed(effect: Effect) -> Any:
             return effect.nice
         case SetScheduling():
             return effect.scheduling
-        case FindMapping():
+        case FindMapping() | Turn():
             return None
     return -errno.ESRCH
 
@@ -424,15 +425,17 @@ class DevicePlane:
             return -errno.EBADF
         task = Task(tid, identity.pid, identity.euid, identity.nice)
         with self._lock:
-            outcome = next(opened.process.ioctl(task, command, bytes(uapi.ioctl_size(command))))
-            assert isinstance(outcome, Outcome)  # neither asks for anything
+            # Neither asks for anything but turns.
+            outcome = self._conclude(
+                opened.process.ioctl(task, command, bytes(uapi.ioctl_size(command))), identity.euid
+            )
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
         return outcome.error
 
     def _flush(self, opened: Open) -> None:
         with self._lock:
-            opened.process.flush()
+            self._conclude(opened.process.flush(), opened.identity.euid)
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
 
@@ -440,7 +443,7 @@ class DevicePlane:
         if opened.backing_id:
             lib.channel_backing_close(self._core, opened.backing_id)
         with self._lock:
-            opened.process.release()
+            self._conclude(opened.process.release(), opened.identity.euid)
             # The processes of those who talked to each other hold each other, until Python collects its garbage; their
             # regions need not wait for that.
             for process in self._engine.freed:
@@ -844,6 +847,24 @@ class DevicePlane:
             del self._resumed[lane]
             self._hand_over(lane.work)
 
+    def _conclude(self, step: Step, user: int) -> Outcome:
+        """Drive a step of a user that asks for nothing but turns; the engine is locked, but for these."""
+        passage = Passage(self.turns, user)
+        try:
+            return conclude(step, lambda: self._give_turn(passage))
+        finally:
+            passage.leave()
+
+    def _give_turn(self, passage: Passage) -> None:
+        """Resume the calls that a step has woken so far, and wait for its next turn, without the lock."""
+        woken, pollers = self._woken()
+        self._lock.release()
+        try:
+            self._resume_each(woken, pollers)
+            passage.wait()
+        finally:
+            self._lock.acquire()
+
     def _park(self, call: Call, wait: Wait) -> None:
         wait.owner = call
         call.wait = wait
@@ -1048,7 +1069,7 @@ class DevicePlane:
             # A release does not wait for answers of calls that were let go.
             if process.is_dead:
                 return Outcome(-errno.EFAULT)
-            instead = process.undeliver(call.task, outcome.argument, copied)
+            instead = self._conclude(process.undeliver(call.task, outcome.argument, copied), call.task.euid)
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
         return instead
@@ -1059,7 +1080,7 @@ class DevicePlane:
         with self._lock:
             if process.is_dead:
                 return None
-            instead = process.install_failed(call.task, outcome)
+            instead = self._conclude(process.install_failed(call.task, outcome), call.task.euid)
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
         return instead

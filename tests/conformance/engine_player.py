@@ -32,7 +32,9 @@ from binderfs_fuse.engine import (
     Process,
     SetNice,
     Task,
+    Turn,
     Wait,
+    conclude,
 )
 from binderfs_fuse.engine.freeze import ERESTARTSYS
 from tests.conformance.compose import Composer, text_bytes
@@ -257,14 +259,14 @@ class World:
         file.holders -= 1
         if not file.holders and file.process is not None:
             process, file.process = file.process, None
-            process.release()
+            conclude(process.release(), _turn)
 
     def close(self, process: SimulatedProcess, fd: int) -> None:
         """Close a descriptor."""
         file, _ = process.fds.pop(fd)
         process.epoll.pop(fd, None)
         if file.process is not None:
-            file.process.flush()
+            conclude(file.process.flush(), _turn)
         self.drop(file)
 
     # -- the shell's part
@@ -310,6 +312,8 @@ class World:
             return 0 if effect.count <= owner.room_for_fds else -errno.EMFILE
         if isinstance(effect, GetSecurityContext):
             return self.label if self.label is not None else -errno.EOPNOTSUPP
+        if isinstance(effect, Turn):
+            return None
         assert isinstance(effect, SetNice)
         actor.nice = effect.nice
         return effect.nice
@@ -330,7 +334,7 @@ class World:
         if outcome.data:
             copied = owner.write(outcome.address, outcome.data)
             if copied < len(outcome.data):
-                outcome = device.undeliver(task, outcome.argument, copied)
+                outcome = conclude(device.undeliver(task, outcome.argument, copied), _turn)
                 assert not outcome.data
         numbers = []
         for reference, region, offset in outcome.files:
@@ -477,6 +481,10 @@ class World:
             lines = said.pop(step.actor, ["blocks"]) if done is None else done
             return lines + _going_on(said)
         return lines + _going_on(self.resume())
+
+
+def _turn() -> None:
+    """Nobody else is there to have the lock."""
 
 
 def _going_on(said: dict[str, list[str]]) -> list[str]:

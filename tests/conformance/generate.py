@@ -399,8 +399,8 @@ class ScenarioMachine(RuleBasedStateMachine):
         """Confirm notices that were read, or that were not."""
         actor = self.actor(data)
         process = self.opened(actor)
-        commands = [f"BC_DEAD_BINDER_DONE {death.cookie:#x}" for death in process.delivered_death]
-        commands += [f"BC_FREEZE_NOTIFICATION_DONE {freeze.cookie:#x}" for freeze in process.delivered_freeze]
+        commands = [f"BC_DEAD_BINDER_DONE {death.key():#x}" for death in process.delivered_death]
+        commands += [f"BC_FREEZE_NOTIFICATION_DONE {freeze.key():#x}" for freeze in process.delivered_freeze]
         if not commands:
             commands = [data.draw(st.sampled_from(["BC_DEAD_BINDER_DONE 0x1", "BC_FREEZE_NOTIFICATION_DONE 0x1"]))]
         self.send(data, actor, commands)

@@ -41,7 +41,9 @@ from binderfs_fuse.engine import (
     SetNice,
     SetScheduling,
     Task,
+    Turn,
     Wait,
+    conclude,
     stats,
 )
 from binderfs_fuse.engine.invariants import check
@@ -50,7 +52,7 @@ from tests.engine.wire import Parcel, Received, Return, command, parse
 if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
-    from binderfs_fuse.engine.effects import Effect
+    from binderfs_fuse.engine.effects import Effect, Step
     from binderfs_fuse.engine.priority import Scheduling
 
 PAGE: Final = 4096
@@ -212,15 +214,14 @@ class Call:
         if outcome.data:
             copied = client.memory.write(outcome.address, outcome.data)
             if copied < len(outcome.data):
-                outcome = client.process.undeliver(task, outcome.argument, copied)
-                self.machine.look()
+                outcome = self.machine.conclude(client.process.undeliver(task, outcome.argument, copied))
                 assert not outcome.data
         if outcome.files:
             numbers = client.install(outcome)
             if numbers is None:
                 for reference, _, _ in outcome.files:
                     reference.close()
-                outcome = client.process.install_failed(task, outcome)
+                outcome = self.machine.conclude(client.process.install_failed(task, outcome))
                 assert not outcome.files
                 assert len(outcome.data) == client.memory.write(outcome.address, outcome.data)
             else:
@@ -538,8 +539,7 @@ class Client(Caller):
 
     def flush(self) -> None:
         """Close one of several descriptors of the device."""
-        self.process.flush()
-        self.machine.look()
+        self.machine.conclude(self.process.flush())
         self.machine.resume()
 
     def die(self) -> None:
@@ -553,9 +553,8 @@ class Client(Caller):
                 call.wake(-errno.EINTR)
         assert not any(call.caller.client is self for call in self.machine.under_way)
         self.open = False
-        self.process.flush()
-        self.process.release()
-        self.machine.look()
+        self.machine.conclude(self.process.flush())
+        self.machine.conclude(self.process.release())
         self.machine.resume()
 
 
@@ -575,6 +574,9 @@ class Machine:
         self.waiting: dict[Call, None] = {}
         # Called with each effect before it is performed.
         self.before_effect: Callable[[Call, Effect], None] | None = None
+        # Called at each turn of a step that asks for nothing else; how many such steps are at one.
+        self.before_turn: Callable[[], None] | None = None
+        self.turning = 0
         # Whether to check all invariants after every send.
         self.careful = True
         self._answers: list[tuple[type, Any, int]] = []
@@ -707,17 +709,34 @@ class Machine:
                 assert -20 <= effect.nice <= 19
                 caller.nice = max(caller.nice_floor, effect.nice)
                 return caller.nice
+            case Turn():
+                return None
         assert isinstance(effect, SetScheduling)
         caller.scheduling = effect.scheduling
         return caller.scheduling
 
     # -- what goes on by itself
 
+    def conclude(self, step: Step) -> Outcome:
+        """Drive a step that asks for nothing but turns, and let happen at each what is to happen then."""
+        outcome = conclude(step, self._turn)
+        self.look()
+        return outcome
+
+    def _turn(self) -> None:
+        self.turning += 1
+        self.look()
+        hook, self.before_turn = self.before_turn, None
+        if hook is not None:
+            hook()
+            self.before_turn = hook
+        self.turning -= 1
+
     def look(self) -> None:
         """Check the engine's invariants, and take what it has for the shell except for waits."""
         engine = self.engine
         if self.careful:
-            check(engine, quiet=not self.under_way and not engine.ready)
+            check(engine, quiet=not (self.under_way or self.turning or engine.ready))
         self.poll.woken += engine.poll_ready
         engine.poll_ready.clear()
         for process in engine.freed:

@@ -132,13 +132,13 @@ def test_freezing_gives_up_after_its_timeout(machine: Machine, manager: Client, 
     """Still busy by then: EAGAIN."""
     client.send()
     freezing = machine.client().freeze(manager.pid, timeout_ms=100)
-    (wait,) = manager.process.freeze_waits
+    (wait,) = manager.process.freeze_waits.values()
     assert 100 == wait.timeout_ms
     freezing.wake(-errno.ETIMEDOUT)
 
     assert -errno.EAGAIN == freezing.error
     assert not manager.process.is_frozen
-    assert [] == manager.process.freeze_waits
+    assert [] == list(manager.process.freeze_waits)
 
 
 def test_a_call_that_waits_for_a_reply_is_seen_at_the_end_only(
@@ -177,7 +177,7 @@ def test_what_comes_between_is_waited_for_too(machine: Machine, manager: Client,
     while one_way.advance():
         pass
     machine.resume()
-    (wait,) = manager.process.freeze_waits
+    (wait,) = manager.process.freeze_waits.values()
     assert freezing.parked
     assert "70" == str(wait.timeout_ms)
     machine.now += 200 * MILLISECOND
@@ -193,7 +193,7 @@ def test_no_time_is_left_after_the_timeout(machine: Machine, manager: Client, cl
     freezing = machine.client().freeze(manager.pid, timeout_ms=100)
     machine.now += 200 * MILLISECOND
     freezing.wake(0)
-    (wait,) = manager.process.freeze_waits
+    (wait,) = manager.process.freeze_waits.values()
 
     assert freezing.parked
     assert 0 == wait.timeout_ms

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine import FindRoom, Outcome
+from binderfs_fuse.engine import FindRoom, Outcome, Turn
+from binderfs_fuse.engine.effects import CHUNK
 from tests.engine.machine import Client, Machine
 from tests.engine.wire import command, fds, parcel
 
@@ -28,8 +29,8 @@ FLAGS = uapi.FLAT_BINDER_FLAG_ACCEPTS_FDS | uapi.FLAT_BINDER_FLAG_TXN_SECURITY_C
 class Scene:
     """A manager, a client, and a third process whose object both know."""
 
-    def __init__(self) -> None:
-        """Let them meet."""
+    def __init__(self, chunk: int = CHUNK) -> None:
+        """Let them meet; from then on a step gives a turn after so many elements."""
         self.machine = Machine()
         self.machine.careful = False
         self.machine.label = b"label"
@@ -44,6 +45,7 @@ class Scene:
         self.handle = self.of_manager
         self.victim: Client = self.manager
         self.caller: Caller = self.client
+        self.machine.engine.chunk = chunk
 
     def contents(self, sender: Client, handle: int, large: int = 0) -> Parcel:
         """Everything that a transaction can hold."""
@@ -122,7 +124,7 @@ def third_party_dies(scene: Scene) -> None:
 def other_threads_end(scene: Scene) -> None:
     """All threads at the other end say that they exit, and those of the caller's process but its own."""
     for process in (scene.victim.process, scene.caller.client.process):
-        for tid in list(process.threads):
+        for tid in list(process.threads) if not process.is_dead else []:
             if tid != scene.caller.tid and not process.threads[tid].wait.parked:
                 client = scene.victim if process is scene.victim.process else scene.caller.client
                 client.thread(tid).exit()
@@ -138,7 +140,7 @@ def references_go(scene: Scene) -> None:
 
 def victims_references_go(scene: Scene) -> None:
     """The process at the other end gives up all its handles."""
-    for desc, ref in list(scene.victim.process.refs_by_desc.items()):
+    for desc, ref in list(scene.victim.process.refs_by_desc.items()) if scene.victim.open else []:
         for number, count in ((uapi.BC_RELEASE, ref.strong), (uapi.BC_DECREFS, ref.weak)):
             for _ in range(count):
                 scene.others[scene.victim].do(number, desc)
@@ -157,7 +159,7 @@ def buffers_are_freed(scene: Scene) -> None:
 def nodes_are_answered(scene: Scene) -> None:
     """Everybody answers for objects that it may not have been asked about."""
     for client, other in scene.others.items():
-        for ptr, node in list(client.process.nodes.items()):
+        for ptr, node in list(client.process.nodes.items()) if client.open else []:
             other.do(uapi.BC_INCREFS_DONE, ptr, node.cookie)
             other.do(uapi.BC_ACQUIRE_DONE, ptr, node.cookie)
 
@@ -198,7 +200,7 @@ def the_device_is_removed(scene: Scene) -> None:
     scene.machine.engine.contexts.pop("binder", None)
 
 
-HAPPENINGS = [
+HAPPENINGS: list[Callable[[Scene], None]] = [
     other_party_dies,
     third_party_dies,
     other_threads_end,
@@ -216,10 +218,10 @@ HAPPENINGS = [
 
 
 def play(
-    step: Callable[[Scene], Call], happening: Callable[[Scene], None] | None, place: int
+    step: Callable[[Scene], Call], happening: Callable[[Scene], None] | None, place: int, chunk: int = CHUNK
 ) -> tuple[Scene, list[Effect]]:
     """Drive a step, and let something happen before one of its effects."""
-    scene = Scene()
+    scene = Scene(chunk)
     made = step(scene)
     scene.machine.careful = happening is not None
     seen: list[Effect] = []
@@ -247,6 +249,54 @@ def test_something_happens_between_two_effects(
     for place in range(len(seen)):
         scene, _ = play(step, happening, place)
         scene.machine.shut_down()
+
+
+@pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
+@pytest.mark.parametrize("happening", HAPPENINGS, ids=lambda happening: happening.__name__)
+def test_something_happens_at_a_turn(step: Callable[[Scene], Call], happening: Callable[[Scene], None]) -> None:
+    """The same at turns, with one for each element that is touched; each is some happenings' place."""
+    scene, seen = play(step, None, 0, chunk=1)
+    scene.machine.shut_down()
+    turns = [place for place, effect in enumerate(seen) if isinstance(effect, Turn)]
+    assert turns
+    for place in turns[HAPPENINGS.index(happening) % 6 :: 6]:
+        scene, _ = play(step, happening, place, chunk=1)
+        scene.machine.shut_down()
+
+
+@pytest.mark.parametrize("happening", HAPPENINGS, ids=lambda happening: happening.__name__)
+def test_something_happens_while_a_process_is_released(happening: Callable[[Scene], None]) -> None:
+    """At each turn of the end of a process that has some of everything; then all go, and nothing is left."""
+
+    def play_end(place: int | None) -> int:
+        scene = Scene(chunk=1)
+        scene.victim, scene.caller = scene.client, scene.third
+        waiting = scene.others[scene.manager].begin(
+            scene.manager.transaction(scene.to_client, scene.contents(scene.manager, scene.to_third)), read=256
+        )
+        waiting.drive()
+        scene.client.call(scene.of_manager, scene.contents(scene.client, scene.third_of_client))
+        scene.manager.tell(scene.to_client)
+        scene.manager.tell(scene.to_client)
+        scene.manager.do(uapi.BC_REQUEST_DEATH_NOTIFICATION, scene.to_client, 1)
+        scene.client.write(command(uapi.BC_REQUEST_DEATH_NOTIFICATION, scene.third_of_client, 2))
+        scene.others[scene.client].poll()
+        turns = 0
+
+        def hook() -> None:
+            nonlocal turns
+            if turns == place:
+                happening(scene)
+            turns += 1
+
+        scene.machine.before_turn = hook
+        scene.client.die()
+        scene.machine.before_turn = None
+        scene.machine.shut_down()
+        return turns
+
+    for place in range(play_end(None)):
+        play_end(place)
 
 
 @pytest.mark.parametrize("step", STEPS, ids=lambda step: step.__name__)
@@ -316,8 +366,7 @@ def test_something_happens_before_a_read_is_stored(happening: Callable[[Scene], 
     happening(scene)
     for file, _, _ in outcome.files:
         file.close()
-    scene.manager.process.undeliver(scene.manager.task(), outcome.argument, copied)
-    scene.machine.look()
+    scene.machine.conclude(scene.manager.process.undeliver(scene.manager.task(), outcome.argument, copied))
     scene.machine.resume()
     scene.machine.shut_down()
 

@@ -11,6 +11,7 @@ from binderfs_fuse.engine import stats
 from binderfs_fuse.engine.invariants import check, check_allocator
 from binderfs_fuse.engine.node import CLEAR_DEATH_NOTIFICATION
 from binderfs_fuse.engine.range_alloc import ACTIVE, LRU, PAGE_SIZE, Buffer, RangeAllocator
+from binderfs_fuse.engine.thread import POLL
 from binderfs_fuse.engine.transaction import Transaction
 from binderfs_fuse.engine.work import TransactionComplete
 from tests.engine.machine import Machine
@@ -96,7 +97,7 @@ def _add(path: str, difference: int) -> Callable[[Scene], object]:
 
 def _pending(scene: Scene) -> Transaction:
     """A call that nobody has read."""
-    transaction = scene.caller.todo[-1]
+    transaction = scene.caller.todo.last
     assert isinstance(transaction, Transaction)
     return transaction
 
@@ -104,6 +105,18 @@ def _pending(scene: Scene) -> Transaction:
 BROKEN: list[Broken] = [
     ("a dead process is listed", _set("client.is_dead", True), "is dead, and listed"),
     ("a dead thread is listed", _set("caller.is_dead", True), "thread 101 is dead or another one"),
+    ("a process is not in order", lambda s: s.engine.opens_in_order.remove(s.client.serial), "processes in order"),
+    ("a process is not by its pid", lambda s: s.engine.opens_by_pid.clear(), "processes by pid"),
+    ("a dead node is not in order", lambda s: s.engine.dead_in_order.remove(s.dead.died), "dead nodes in order"),
+    ("the opens are miscounted", lambda s: setattr(s.engine.quota.opens, "held", 7), "opens: 7"),
+    ("a thread is not in order", lambda s: s.manager.tids.remove(s.thread.tid), "threads in order"),
+    ("a thread polls unnoticed", lambda s: setattr(s.thread, "looper", s.thread.looper | POLL), "have polled"),
+    ("too few threads are busy", _add("manager.busy_threads", -1), "busy threads"),
+    ("a list does not lead back", lambda s: setattr(s.caller.todo.last, "previous", None), "does not lead back"),
+    ("a list ends elsewhere", lambda s: setattr(s.caller.todo, "last", None), "ends elsewhere"),
+    ("a list is miscounted", _add("caller.todo.count", 1), "length of a list"),
+    ("a list is out of order", lambda s: setattr(s.caller.todo.last, "serial", -1), "serial numbers"),
+    ("an index is short", lambda s: s.manager.delivered_death._index.remove(3 << 64), "index of a list"),
     ("a thread has another number", _set("caller.tid", 5), "is dead or another one"),
     ("a node has another ptr", _set("node.ptr", 5), "node 0x1000 is another one"),
     ("a ref is in one map only", lambda s: s.manager.refs_by_node.pop(s.node), "refs by node"),
@@ -143,7 +156,7 @@ BROKEN: list[Broken] = [
         "the list that it names",
     ),
     ("a node is another's work", lambda s: s.client.enqueue(s.zero), "another process's work"),
-    ("a dead node has work", lambda s: s.dead.async_todo.append(s.transaction), "a dead node has work"),
+    ("a dead node has work", lambda s: s.dead.async_todo.append(served(s)), "a dead node has work"),
     ("a call goes elsewhere", lambda s: setattr(_pending(s), "to_process", s.manager), "another process's work"),
     (
         "an unread buffer may be freed",
@@ -165,7 +178,11 @@ BROKEN: list[Broken] = [
     ("a thread sleeps on its work", _set("sleeper.process_todo", True), "sleeps, and has work"),
     ("descriptors are forgotten", lambda s: s.caller.closes.append(3), "left to close"),
     ("a strong ref is not counted", _add("node.internal_strong_refs", 1), "internal strong refs"),
-    ("a ref is another node's", lambda s: s.zero.refs.update({s.ref: None}), "internal strong refs|another node's"),
+    (
+        "a ref is another node's",
+        lambda s: s.zero.refs.add(s.ref.debug_id, s.ref),
+        "internal strong refs|another node's",
+    ),
     ("a node is in use by less than nobody", _set("node.tmp_refs", -1), "tmp_refs -1"),
     ("a node is in use by nobody known", _set("node.tmp_refs", 1), "tmp_refs 1"),
     ("a dead node is held by its process", _set("dead.local_strong_refs", 1), "local refs"),
@@ -177,7 +194,7 @@ BROKEN: list[Broken] = [
     ("a pending hold is not counted", _set("node.pending_strong_ref", True), "local strong refs"),
     ("a pending weak hold is not counted", _set("node.pending_weak_ref", True), "local weak refs"),
     ("one-way calls wait for none", _set("zero.has_async_transaction", False), "wait for none"),
-    ("a one-way call is nowhere", lambda s: s.zero.async_todo.pop(), "one-way buffers|outstanding"),
+    ("a one-way call is nowhere", lambda s: s.zero.async_todo.popleft(), "one-way buffers|outstanding"),
     ("a ref is not its process's", lambda s: s.manager.refs_by_desc.pop(1), "refs by node|does not know it"),
     ("a ref has no count", _set("ref.strong", 0), "internal strong refs"),
     ("a ref has a negative count", _set("ref.weak", -1), "s [0-9]+ w -1"),
@@ -192,7 +209,7 @@ BROKEN: list[Broken] = [
     ("a state is cleared", lambda s: setattr(s.ref.freeze, "cleared", True), "is cleared"),
     (
         "a state is nowhere",
-        lambda s: s.manager.delivered_freeze.pop(),
+        lambda s: setattr(s.manager.delivered_freeze.popleft(), "queue", s.manager.delivered_freeze),
         "the list that it names",
     ),
     ("a manager is dead", lambda s: setattr(s.engine.contexts["binder"], "manager", s.dead), "its manager is dead"),

@@ -10,12 +10,15 @@ import pytest
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import logs
+from binderfs_fuse.engine.effects import Pace
+from binderfs_fuse.engine.work import TransactionComplete
 from tests.engine.machine import MIB
 from tests.engine.wire import parcel
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
+    from binderfs_fuse.engine import Process
     from tests.engine.machine import Client, Machine
 
 HASH = re.compile(r"\b0{8}(?!0{8})[0-9a-f]{8}\b")
@@ -624,18 +627,82 @@ def test_a_thread_that_goes_while_others_are_shown(machine: Machine, monkeypatch
     monkeypatch.setattr(logs, "_PIECE", 1)
     pieces = machine.engine.logs.proc(10)
     text = next(pieces) + next(pieces)
-    client.process.threads[11].release()
+    assert [] == list(client.process.threads[11].release(Pace(64)))
     text += "".join(pieces)
 
     assert ["10", "12"] == re.findall(r"^  thread (\d+)", text, re.MULTILINE)
 
 
-def test_all_at_once_is_not_put_in_order(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Numbers come in ascending order, and before the first one the turn is given away for each share of them."""
-    monkeypatch.setattr(logs, "_SHARE", 2)
+def test_what_is_shown_in_pieces_is_the_same(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Line by line there is all the text that there is at once, and no piece has more than a line."""
+    manager, client = machine.manager(pid=10), machine.client(pid=20)
+    for ptr in (0x100, 0x200):
+        machine.share(client, manager, ptr)
+    other = machine.client(pid=30)
+    for _ in range(3):
+        other.send(flags=uapi.TF_ONE_WAY)
+        client.send(flags=uapi.TF_ONE_WAY)
+    whole = "".join(machine.engine.logs.state()), "".join(machine.engine.logs.stats())
+    monkeypatch.setattr(logs, "_PIECE", 1)
+    monkeypatch.setattr(logs, "_SHARE", 1)
+    pieces = list(machine.engine.logs.state())
 
-    assert [None, None, 1, 2, 3, 4, 5] == list(logs._ascending([5, 1, 4, 2, 3]))
-    assert [] == list(logs._ascending([]))
+    assert whole == ("".join(pieces), "".join(machine.engine.logs.stats()))
+    assert all(piece.count("\n") <= 3 for piece in pieces)
+
+
+def shown_works(client: Client, happening: Callable[[Process], object]) -> list[int]:
+    """Show four items of a process's work, and let something happen to them after the second."""
+    works = [TransactionComplete(uapi.BR_TRANSACTION_COMPLETE) for _ in range(4)]
+    for work in works:
+        client.process.enqueue(work)
+    shown = logs._works(client.process.todo)
+    seen = [next(shown), next(shown)]
+    happening(client.process)
+    seen += shown
+    while client.process.todo.count:
+        client.process.todo.popleft()
+    return [works.index(work) for work in seen if isinstance(work, TransactionComplete) and work in works]
+
+
+@pytest.mark.parametrize(
+    ("happening", "expected"),
+    [
+        (lambda _: None, [0, 1, 2, 3]),
+        (lambda process: process.todo.popleft(), [0, 1, 2, 3]),
+        (lambda process: (process.todo.popleft(), process.todo.popleft()), [0, 1, 2, 3]),
+        (lambda process: process.todo.remove(process.todo.first.next), [0, 1, 2, 3]),
+        (lambda process: process.todo.remove(process.todo.last), [0, 1, 2]),
+        (lambda process: [process.todo.popleft() for _ in range(4)], [0, 1]),
+        (lambda process: process.todo.append(process.todo.popleft()), [0, 1, 2, 3, 0]),
+    ],
+    ids=["nothing", "first goes", "two go", "present goes", "last goes", "all go", "first comes again"],
+)
+def test_work_that_goes_while_it_is_shown(
+    client: Client, happening: Callable[[Process], object], expected: list[int]
+) -> None:
+    """Whatever stays is shown, once; nothing is lost because the item before it has gone."""
+    assert expected == shown_works(client, happening)
+
+
+def test_a_buffer_that_is_freed_while_others_are_shown(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest are shown, also where the one that is shown just now has become part of a free one before it."""
+    manager, client = machine.manager(pid=10), machine.client()
+    for _ in range(4):
+        client.send(flags=uapi.TF_ONE_WAY)
+    allocation = manager.process.allocation
+    assert allocation is not None
+    numbers = [buffer.debug_id for buffer in allocation.allocated.values()]
+    monkeypatch.setattr(logs, "_PIECE", 1)
+    pieces = machine.engine.logs.proc(10)
+    text = ""
+    while text.count("  buffer") < 3:
+        text += next(pieces)
+    for _ in range(3):
+        manager.free(manager.read(nonblock=True).received)
+    text += "".join(pieces)
+
+    assert [str(number) for number in numbers] == re.findall(r"^  buffer (\d+):", text, re.MULTILINE)
 
 
 def test_a_dead_node_that_goes_while_others_are_shown(machine: Machine) -> None:

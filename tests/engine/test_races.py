@@ -36,8 +36,7 @@ def begin_read(client: Client, *commands: bytes) -> Outcome:
 
 def fail(client: Client, outcome: Outcome, copied: int) -> int:
     """Have only part of the data stored; the error."""
-    instead = client.process.undeliver(client.task(), outcome.argument, copied)
-    client.machine.look()
+    instead = client.machine.conclude(client.process.undeliver(client.task(), outcome.argument, copied))
     client.machine.resume()
     return instead.error
 

@@ -126,7 +126,7 @@ def test_a_buffer_forgets_what_it_held() -> None:
     allocation = RangeAllocator(PAGE_SIZE)
     buffer = take(allocation, 64)
     buffer.objects = []
-    buffer.fds = {0: 3}
+    buffer.fds = [3]
     buffer.allow_user_free = True
     buffer.oneway_spam_suspect = True
     release(allocation, buffer)

@@ -456,6 +456,7 @@ def test_a_reply_to_a_caller_that_waits_for_something_else_fails(
         assert ("BR_FAILED_REPLY", -errno.EPROTO, 3197) == machine.failure()
         thread.transaction_stack = waiting
         manager.process.threads[manager.tid].transaction_stack = waiting
+        manager.process.busy_threads += 1
 
     assert COMPLETE == manager.reply().names
 
