@@ -85,6 +85,7 @@
 #define MIXED_TICKS 64 /* the user has changed lately: within so many ticks */
 #define CALM_READS 32
 #define SERVED_PER_READ 4 /* requests served before the kernel's queue is looked at again */
+#define READS_AT_ONCE 256 /* a client whose requests are refused makes new ones at once, without end */
 #define AHEAD_MAX ((size_t)32 << 20)
 #define AHEAD_BUCKETS 1024
 #define KERNEL ((uint64_t)1 << 32) /* no uid: who sends RELEASE, FORGET and INTERRUPT */
@@ -547,8 +548,8 @@ static bool is_closed(ssize_t length)
     return length < 0 && errno != EINTR && errno != EAGAIN && errno != ENOENT;
 }
 
-/* Read all that the kernel has. Returns 0, EVENT_CLOSED, or the length of a message in the lane that is to be served at
- * once, since there is no memory to keep it, and the kernel sends it only once. */
+/* Read what the kernel has, but not for long. Returns 0, EVENT_CLOSED, or the length of a message in the lane that is to
+ * be served at once, since there is no memory to keep it, and the kernel sends it only once. */
 static ssize_t read_ahead(struct lane *lane)
 {
     struct channel *channel = lane->channel;
@@ -556,7 +557,7 @@ static ssize_t read_ahead(struct lane *lane)
     ssize_t found = 0;
 
     ahead->served = 0;
-    while (found == 0 && ahead->bytes < 2 * AHEAD_MAX) {
+    for (int reads = 0; reads < READS_AT_ONCE && found == 0 && ahead->bytes < 2 * AHEAD_MAX; reads++) {
         struct fuse_in_header header;
         ssize_t length = read(channel->fuse_fd, lane->message, sizeof(lane->message));
         if (length < (ssize_t)sizeof(header)) {

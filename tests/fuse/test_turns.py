@@ -169,6 +169,15 @@ def test_one_users_requests_are_bounded(kernel: Kernel) -> None:
     assert all(unique < 100000 for unique, _, _ in refused)
 
 
+def test_reading_ahead_is_bounded(kernel: Kernel) -> None:
+    """However many requests the kernel has, one is served after some of them have been read."""
+    for number in range(600):
+        kernel.ioctl(2 * number + 2, ATTACKER)
+
+    assert 2 == kernel.serve()
+    assert 256 == lib.channel_waiting(kernel.channel)
+
+
 def test_a_mount_is_crowded_only_while_requests_queue_up(kernel: Kernel) -> None:
     """Reads do not block while users are served in turn, and block again when there is nothing to choose from."""
     kernel.ioctl(2, ATTACKER)
