@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.hostile.conftest import until
+
 
 class MemoryGroup:
     """A memory cgroup, by the names that its version has for the files."""
@@ -35,6 +37,12 @@ class MemoryGroup:
     def join(self) -> None:
         """Move the calling process into it."""
         (self.folder / "cgroup.procs").write_text(str(os.getpid()))
+
+    def remove(self) -> bool:
+        """Remove it, if it has no members any more; tell whether that was done. Who is killed takes a moment to go."""
+        with contextlib.suppress(OSError):
+            self.folder.rmdir()
+        return not self.folder.exists()
 
 
 def _parents() -> Iterator[tuple[Path, bool]]:
@@ -64,4 +72,4 @@ def memory_group(name: str) -> Iterator[MemoryGroup]:
     try:
         yield group
     finally:
-        group.folder.rmdir()
+        until(group.remove)
