@@ -9,6 +9,7 @@
 
 #include <arpa/inet.h>
 #include <signal.h>
+#include <sys/wait.h>
 
 static void tell(const char *text)
 {
@@ -23,6 +24,45 @@ static void expect_refusal(const char *name, long result)
 
 #define TRY(name, ...) expect_refusal(#name, syscall(SYS_##name, __VA_ARGS__))
 
+#ifdef __x86_64__
+/* Asks for its process id as a 32-bit program does. */
+static long call_as_32_bit(void)
+{
+    long result = 20; /* getpid there */
+
+    __asm__ volatile("int $0x80" : "+a"(result) : : "memory", "r8", "r9", "r10", "r11");
+    return result;
+}
+
+/* Tells whether this kernel has such calls: without, they are a fault. */
+static int has_32_bit_calls(void)
+{
+    int status, child = fork();
+
+    if (child == 0)
+        _exit(call_as_32_bit() != getpid());
+    return waitpid(child, &status, 0) == child && status == 0;
+}
+
+/* Calls as on another machine, or with another machine's numbers. */
+static void try_other_machines(int has_32_bit)
+{
+    if (has_32_bit && call_as_32_bit() != -EPERM)
+        tell("32-bit getpid");
+    expect_refusal("x32 getpid", syscall(0x40000000 | SYS_getpid));
+}
+#else
+static int has_32_bit_calls(void)
+{
+    return 0;
+}
+
+static void try_other_machines(int has_32_bit)
+{
+    (void)has_32_bit;
+}
+#endif
+
 static void *nothing(void *argument)
 {
     return argument;
@@ -32,7 +72,7 @@ int main(void)
 {
     struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons(9)};
     char *arguments[] = {"/bin/true", NULL};
-    int pair[2], error;
+    int pair[2], error, has_32_bit = has_32_bit_calls();
 
     socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair);
     error = settle();
@@ -72,6 +112,7 @@ int main(void)
     TRY(io_uring_setup, 1, NULL);
     TRY(memfd_create, "x", 0);
     TRY(setrlimit, RLIMIT_NOFILE, NULL);
+    try_other_machines(has_32_bit);
     /* What it needs is there. */
     if (start_thread(nothing, NULL) != 0 || open("/proc/self/status", O_RDONLY) < 0)
         tell("less than it needs");
