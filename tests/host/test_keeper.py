@@ -232,7 +232,7 @@ def test_a_keeper_has_nothing_of_who_starts_it(opened: Callable[[socket.socket],
 
 
 def test_a_keeper_refuses_all_else(tmp_path: Path, opened: Callable[[socket.socket], socket.socket]) -> None:
-    """Under its filter a keeper makes its own system calls only, and none as on another machine, whatever its number."""
+    """Under its filter a keeper makes its own system calls only, and none as on another machine."""
     host = CHECKOUT / "binderfs_fuse/host"
     sources = [HERE / "confined.c", host / "filter.c", host / "message.c"]
     program = tmp_path / "confined"
