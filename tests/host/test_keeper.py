@@ -245,13 +245,13 @@ def test_a_keeper_refuses_all_else(tmp_path: Path, opened: Callable[[socket.sock
     assert ["done"] == told
 
 
-def children() -> set[str]:
-    """Return the child processes of this one."""
+def children() -> set[int]:
+    """Return the processes that this one has started, ended ones too."""
     found = set()
     for process in Path("/proc").glob("[0-9]*"):
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):
             if int((process / "stat").read_text().rpartition(")")[2].split()[1]) == os.getpid():
-                found.add(process.name)
+                found.add(int(process.name))
     return found
 
 
