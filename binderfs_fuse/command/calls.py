@@ -8,11 +8,15 @@ import errno
 import fcntl
 import os
 import platform
+import select
 import signal
 import struct
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
+
+from binderfs_fuse.host import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterable, Iterator
@@ -23,6 +27,7 @@ CLONE_NEWUSER: Final = 0x10000000
 
 # <linux/prctl.h>
 _PR_SET_PDEATHSIG: Final = 1
+_PR_SET_DUMPABLE: Final = 4
 _PR_SET_CHILD_SUBREAPER: Final = 36
 
 # <linux/capability.h>
@@ -32,6 +37,9 @@ _CAPABILITY_VERSION: Final = 0x20080522
 _NS_GET_PARENT: Final = 0xB702
 
 _SYS_SECCOMP: Final = {"x86_64": 317, "aarch64": 277}
+
+PATIENCE: Final = 5.0
+"""Seconds that a process is given to end."""
 
 _SI_KERNEL: Final = 0x80
 _SIGINFO_SIZE: Final = 128
@@ -108,6 +116,11 @@ def die_with_parent(number: int) -> None:
     _checked(_libc.prctl(_PR_SET_PDEATHSIG, number, 0, 0, 0))
 
 
+def hide() -> None:
+    """Let no process of the same user, or of root in a user namespace below, trace this one or reach its files."""
+    _checked(_libc.prctl(_PR_SET_DUMPABLE, 0, 0, 0, 0))
+
+
 def adopt_orphans() -> None:
     """Become the parent of descendants whose own parents end."""
     _checked(_libc.prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0))
@@ -119,23 +132,44 @@ def children() -> list[int]:
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             with contextlib.suppress(OSError):
-                # The second field, a name in parentheses, may have blanks and parentheses in it.
-                parent = (entry / "stat").read_bytes().rpartition(b")")[2].split()[1]
-                if int(parent) == os.getpid():
+                if procfs.parent(procfs.read(f"/proc/{entry.name}/stat")) == os.getpid():
                     found.append(int(entry.name))
     return found
 
 
 def end_children(but: Collection[int] = ()) -> None:
-    """Kill this process's children but for some, and what these leave, which comes to be its children in turn."""
+    """Kill this process's children but for some, and what these leave, which comes to be its children in turn.
+
+    A child that has not ended `PATIENCE` seconds later, as it waits for a file system that does not answer, is left: it
+    ends as soon as that is over.
+    """
     given_up: set[int] = set()
     while left := set(children()) - {*but} - given_up:
+        # A child's id is its own until it is waited for.
         for process in left:
-            try:
+            with contextlib.suppress(OSError):
                 os.kill(process, signal.SIGKILL)
-                os.waitpid(process, 0)
-            except OSError:
-                given_up.add(process)
+        deadline = time.monotonic() + PATIENCE
+        given_up |= {process for process in left if not wait_for(process, deadline)}
+
+
+def wait_for(process: int, deadline: float) -> bool:
+    """Wait for a child's end, at most until a time of time.monotonic(); tell whether it has come, and let go of it."""
+    try:
+        descriptor = os.pidfd_open(process)
+    except OSError:
+        return False
+    try:
+        # poll(2), which knows no highest descriptor.
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(max(0.0, deadline - time.monotonic()) * 1000):
+            return False
+        with contextlib.suppress(ChildProcessError):
+            os.waitpid(process, 0)
+        return True
+    finally:
+        os.close(descriptor)
 
 
 def seccomp(operation: int, flags: int, argument: ctypes.c_void_p) -> int:

@@ -73,10 +73,31 @@ class _Report:
 
 
 def in_background(serve: Callable[[Callable[[], object]], None], keep: Collection[int] = ()) -> int:
-    """Run `serve(ready)` in a process of its own; return its id when that has called `ready`.
+    """Do what `begin` does, and wait until the process is ready; return its id. Raises `MountError`."""
+    child, hearing = begin(serve, keep)
+    with os.fdopen(hearing, "rb") as pipe:
+        message = pipe.read()
+    error = failure_in(message)
+    if error:
+        os.waitpid(child, 0)
+        raise error
+    return child
 
-    The process has its own session, / as its directory, and of this one's descriptors only those to `keep`; standard
-    input, output and error are /dev/null. Raises the `MountError` that it ended with before it was ready.
+
+def failure_in(message: bytes) -> MountError | None:
+    """Return what a process that `begin` started failed with, from all that its pipe said; None: it is ready."""
+    if message == _Report.READY:
+        return None
+    number, _, text = os.fsdecode(message).partition(" ")
+    return MountError(text, int(number)) if text else MountError("the server died as it started")
+
+
+def begin(serve: Callable[[Callable[[], object]], None], keep: Collection[int] = ()) -> tuple[int, int]:
+    """Run `serve(ready)` in a process of its own; return its id, and a pipe that ends when `ready` has been called.
+
+    What the pipe says until then is for `failure_in`: nothing more is written to it later. The process has its own
+    session, / as its directory, and of this one's descriptors only those to `keep`; standard input, output and error
+    are /dev/null.
     """
     hearing, saying = os.pipe()
     sys.stdout.flush()
@@ -84,13 +105,7 @@ def in_background(serve: Callable[[Callable[[], object]], None], keep: Collectio
     child = os.fork()
     if child:
         os.close(saying)
-        with os.fdopen(hearing, "rb") as pipe:
-            message = pipe.read()
-        if message != _Report.READY:
-            os.waitpid(child, 0)
-            number, _, text = os.fsdecode(message).partition(" ")
-            raise MountError(text, int(number)) if text else MountError("the server died as it started")
-        return child
+        return child, hearing
     report = _Report(saying)
     status = 1
     try:
@@ -112,10 +127,16 @@ def _leave(keep: Collection[int]) -> None:
     os.setsid()
     os.chdir("/")
     signal.pthread_sigmask(signal.SIG_SETMASK, ())
-    null = os.open(os.devnull, os.O_RDWR)
+    leave_standard_descriptors()
+    close_inherited(keep)
+
+
+def leave_standard_descriptors() -> None:
+    """Have /dev/null for standard input, output and error: others wait until nobody holds what they are."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
     for descriptor in range(3):
         os.dup2(null, descriptor)
-    close_inherited(keep)
+    os.close(null)
 
 
 def close_inherited(keep: Collection[int] = ()) -> None:

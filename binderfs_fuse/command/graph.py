@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from binderfs_fuse.command.program import program, say
-from binderfs_fuse.command.servers import ask_exactly, explain, whole_at
+from binderfs_fuse.command.program import printable, program, say
+from binderfs_fuse.command.servers import ask_exactly, explain, information_of, whole_at
 from binderfs_fuse.command.snapshot import Process, parse_state
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.mounting import MountError
@@ -30,15 +29,13 @@ def graph(arguments: Sequence[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="where to, if not to standard output")
     parser.add_argument("--dot", action="store_true", help="write Graphviz's own language, which takes no Graphviz")
     parsed = parser.parse_args(arguments)
-    mount = mounting.mount_at(whole_at(parsed.mountpoint)) if parsed.mountpoint else the_only_one()
-    if mount is None:
-        raise MountError(f"{parsed.mountpoint} has just been unmounted")
+    mount = whole_at(parsed.mountpoint) if parsed.mountpoint else the_only_one()
     try:
-        managers = json.loads(ask_exactly(mount, "info")).get("managers", ())
-        state = os.fsdecode(ask_exactly(mount, "state"))
+        managers = information_of(mount)["managers"] or ()
+        processes = parse_state(os.fsdecode(ask_exactly(mount, "state")), managers)
     except OSError as error:
         raise MountError(f"{mount.mountpoint}: {explain(error)}") from error
-    text = dot(str(mount.mountpoint), parse_state(state, managers)).encode(errors="surrogateescape")
+    text = dot(str(mount.mountpoint), processes).encode()
     picture = text if parsed.dot else draw(text)
     if not parsed.output:
         say(picture)
@@ -103,7 +100,7 @@ def dot(title: str, processes: Sequence[Process]) -> str:
 
 def _process(index: int, process: Process) -> list[str]:
     manager = any(node.manager for node in process.nodes)
-    head = _quote(f"{process.name}\n{process.pid}")
+    head = _quote(process.name, str(process.pid))
     lines = [
         f'    subgraph cluster_p{index} {{ label=""; style=solid; penwidth={3 if manager else 1};',
         f"      p{index} [shape=plaintext, label={head}];",
@@ -114,5 +111,7 @@ def _process(index: int, process: Process) -> list[str]:
     return [*lines, "    }"]
 
 
-def _quote(text: str) -> str:
-    return '"' + text.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n") + '"'
+def _quote(*lines: str) -> str:
+    """Return a string of Graphviz's language that shows these lines; names in them are somebody else's choice."""
+    escaped = (printable(line).replace("\\", "\\\\").replace('"', '\\"') for line in lines)
+    return '"' + "\\n".join(escaped) + '"'

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Final
 from binderfs_fuse.command.calls import CLONE_NEWNS, CLONE_NEWUSER, unshare
 from binderfs_fuse.fuse.mounting import (
     MNT_DETACH,
-    UMOUNT_NOFOLLOW,
     MountError,
     mounts,
     system_mount,
     system_umount,
+    unmount_directly,
 )
 
 if TYPE_CHECKING:
@@ -73,7 +73,7 @@ def enter() -> None:
     for mount in mounts():
         if mount.is_ours:
             with contextlib.suppress(OSError):
-                system_umount(mount.mountpoint, MNT_DETACH | UMOUNT_NOFOLLOW)
+                unmount_directly(mount, lazy=True)
 
 
 def _map_user(uid: int, gid: int) -> None:

@@ -23,6 +23,8 @@ from binderfs_fuse.fuse import mounting
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from binderfs_fuse.command.options import Options
+
 _log = logging.getLogger(__name__)
 
 # All that can be, and that say nothing of this process's own children.
@@ -53,11 +55,8 @@ def run(arguments: Sequence[str]) -> int:
     signals = calls.SignalQueue([*_PASSED_ON, signal.SIGCHLD])
     supervisor = Supervisor(options)
     try:
-        binderfs = namespace.BINDERFS
-        connection = mounting.connect("binder", binderfs, allow_other=options.allow_other, flags=options.flags)
-        supervisor.adopt(connection, options)
-        check(namespace.BINDERFS, options.settings.devices)
-        warden, listener = _start(command, signals)
+        _mount(supervisor, options)
+        warden, listener = _start(command, supervisor, signals)
         try:
             status = supervisor.stand_by(warden, listener, signals)
         finally:
@@ -69,7 +68,21 @@ def run(arguments: Sequence[str]) -> int:
     return os.waitstatus_to_exitcode(status)
 
 
-def _start(command: list[str], signals: calls.SignalQueue) -> tuple[Warden, int | None]:
+def _mount(supervisor: Supervisor, options: Options) -> None:
+    """Mount in the new /dev, and have it served."""
+    binderfs = namespace.BINDERFS
+    with mounting.place_at(binderfs) as place:
+        connection, root = mounting.mount_on(
+            place, "binder", binderfs, allow_other=options.allow_other, flags=options.flags
+        )
+    try:
+        supervisor.adopt(connection, options)
+        check(root, binderfs, options.settings.devices)
+    finally:
+        os.close(root)
+
+
+def _start(command: list[str], supervisor: Supervisor, signals: calls.SignalQueue) -> tuple[Warden, int | None]:
     """Execute the command below a warden, under the filter; return both, a listener where there is a filter."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
 
@@ -83,8 +96,9 @@ def _start(command: list[str], signals: calls.SignalQueue) -> tuple[Warden, int 
         message, descriptors, _, _ = socket.recv_fds(ours, 1024, 1)
         if message != _FILTERED:
             complain(f"without help for NULL arguments and mount(2): {os.fsdecode(message)}", f"{program()} run")
-        # Nothing more comes when the command has been executed: that closes the socket.
-        failure = ours.recv(1024)
+        # Nothing more comes when the command has been executed: that closes the socket. Its path may lead through file
+        # systems that do not answer, so signals are passed on already.
+        failure = supervisor.wait_for_start(ours, warden, signals)
     if failure:
         complain(f"{shlex.quote(command[0])}: {os.strerror(int(failure))}", f"{program()} run")
     return warden, descriptors[0] if descriptors else None

@@ -1,11 +1,13 @@
 """What goes on in a mount at one moment, read off the driver's own logs.
 
 The texts are those of ``binder_logs/state`` and ``binder_logs/stats``, whose format is the kernel's; so this is as
-far from the engine's insides as any other reader of them.
+far from the engine's insides as any other reader of them. Whoever serves a mount may say anything in them: what has not
+the format is left out, and no text takes more time or memory than its length.
 """
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 from dataclasses import dataclass, field
@@ -17,13 +19,20 @@ from binderfs_fuse.command.program import printable
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-_PROCESS: Final = re.compile(r"^proc (?P<pid>\d+)\ncontext (?P<context>.*)\n(?P<body>(?:  .*\n)*)", re.MULTILINE)
-_THREAD: Final = re.compile(r"^  thread (\d+): l (\d+)", re.MULTILINE)
-_NODE: Final = re.compile(r"^  node (\d+): u([0-9a-f]{16}) c([0-9a-f]{16})", re.MULTILINE)
-_REF: Final = re.compile(r"^  ref \d+: desc (\d+) (dead )?node (\d+) s (\d+) w (\d+)", re.MULTILINE)
-_BUFFER: Final = re.compile(r"^  buffer \d+: \S+ size (\d+):(\d+):(\d+)", re.MULTILINE)
-_CALL: Final = re.compile(r"^    outgoing transaction \d+: \S+ from \d+:\d+ to (\d+):", re.MULTILINE)
-_CALLS: Final = re.compile(r"^(?:BC_TRANSACTION|BC_TRANSACTION_SG): (-?\d+)$", re.MULTILINE)
+_MOST_PROCESSES: Final = 1 << 17
+# Numbers have as many digits as the kernel's can: Python turns no more than some thousands into a number.
+_FLAGS: Final = re.MULTILINE | re.ASCII
+_PROCESS: Final = re.compile(
+    r"^proc (?P<pid>\d{1,10})\ncontext (?P<context>[^\n]*)\n(?P<body>(?:  [^\n]*+\n)*+)", _FLAGS
+)
+_THREAD: Final = re.compile(r"^  thread (\d{1,20}): l (\d{1,20})", _FLAGS)
+_NODE: Final = re.compile(r"^  node (\d{1,20}): u([0-9a-f]{16}) c([0-9a-f]{16})", _FLAGS)
+_REF: Final = re.compile(r"^  ref \d{1,20}: desc (\d{1,20}) (dead )?node (\d{1,20}) s (\d{1,20}) w (\d{1,20})", _FLAGS)
+_BUFFER: Final = re.compile(r"^  buffer \d{1,20}: [^\s]{1,20} size (\d{1,20}):(\d{1,20}):(\d{1,20})", _FLAGS)
+_CALL: Final = re.compile(
+    r"^    outgoing transaction \d{1,20}: [^\s]{1,20} from \d{1,20}:\d{1,20} to (\d{1,20}):", _FLAGS
+)
+_CALLS: Final = re.compile(r"^(?:BC_TRANSACTION|BC_TRANSACTION_SG): (-?\d{1,20})$", _FLAGS)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,9 +84,14 @@ def process_name(pid: int) -> str:
 
 
 def parse_state(text: str, managers: Collection[int] = ()) -> list[Process]:
-    """Read ``binder_logs/state``; the order is its: the newest open comes first. `managers` are numbers of nodes."""
-    processes = []
+    """Read ``binder_logs/state``; the order is its: the newest open comes first. `managers` are numbers of nodes.
+
+    Raises `OSError`: EMSGSIZE where there are more opens than a machine has processes for.
+    """
+    processes: list[Process] = []
     for found in _PROCESS.finditer(text):
+        if len(processes) == _MOST_PROCESSES:
+            raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
         pid, body = int(found["pid"]), found["body"]
         buffers = _BUFFER.findall(body)
         processes.append(

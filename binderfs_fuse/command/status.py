@@ -11,7 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse.command.program import printable, program, quoted, say
-from binderfs_fuse.command.servers import ask_exactly, explain, is_death, is_elsewhere, whole_at
+from binderfs_fuse.command.servers import (
+    ask_exactly,
+    explain,
+    information_of,
+    is_death,
+    is_elsewhere,
+    is_nonsense,
+    whole_at,
+)
 from binderfs_fuse.command.snapshot import Process, parse_calls, parse_state
 from binderfs_fuse.fuse import mounting
 
@@ -26,7 +34,7 @@ _LONGEST: Final = 86400
 
 
 def status(arguments: Sequence[str]) -> int:
-    """Print the status of one mount, or of all; return 1 where a server is dead or stuck. Raises `MountError`."""
+    """Print the status of one mount, or of all; return 1 where a server is dead, stuck or none. Raises `MountError`."""
     parser = argparse.ArgumentParser(prog=f"{program()} status", description="Show what is mounted, and who uses it.")
     parser.add_argument("mountpoint", nargs="?", type=Path, metavar="MOUNTPOINT", help="only this one")
     parser.add_argument("--json", action="store_true", help="for programs")
@@ -34,8 +42,7 @@ def status(arguments: Sequence[str]) -> int:
         "--interval", type=_seconds, default=0.5, metavar="SECONDS", help="how long to count transactions (0.5)"
     )
     parsed = parser.parse_args(arguments)
-    wanted = whole_at(parsed.mountpoint) if parsed.mountpoint else None
-    there = mounting.mount_at(wanted) if wanted else None
+    there = whole_at(parsed.mountpoint) if parsed.mountpoint else None
     places: dict[int, list[Mount]] = {}
     for mount in mounting.mounts():
         if mount.is_ours and mount.shows_root and there in (None, mount):
@@ -47,7 +54,7 @@ def status(arguments: Sequence[str]) -> int:
         say("nothing is mounted\n")
     else:
         say("\n".join(map(describe, reports)))
-    return int(any(report.get("dead") for report in reports))
+    return int(any(report.get("dead") or report.get("nonsense") for report in reports))
 
 
 def _seconds(text: str) -> float:
@@ -81,7 +88,7 @@ def collect(places: Sequence[Sequence[Mount]], interval: float) -> list[dict[str
             except OSError:
                 continue
             report["transactions"] = now
-            report["transactions_per_second"] = round((now - before) / (time.monotonic() - when), 1)
+            report["transactions_per_second"] = round((now - before) / max(time.monotonic() - when, 1e-6), 1)
     return [report for _, report in asked]
 
 
@@ -98,20 +105,18 @@ def _ask(places: Sequence[Mount]) -> tuple[Mount, dict[str, Any]] | None:
     if (mount.number, mount.mountpoint) not in ((other.number, other.mountpoint) for other in mounting.mounts()):
         return None
     report = {"mountpoint": str(mount.mountpoint), "source": mount.source}
-    return mount, report | {"error": explain(failure), "dead": is_death(failure)}
+    said = {"error": explain(failure), "dead": is_death(failure)}
+    return mount, report | said | ({"nonsense": True} if is_nonsense(failure) else {})
 
 
 def _report(mount: Mount) -> dict[str, Any]:
     report: dict[str, Any] = {"mountpoint": str(mount.mountpoint), "source": mount.source}
-    said = json.loads(ask_exactly(mount, "info"))
+    said = information_of(mount)
     calls = parse_calls(os.fsdecode(ask_exactly(mount, "stats")))
     report["calls"] = calls, time.monotonic()
     state = os.fsdecode(ask_exactly(mount, "state"))
-    # A server may be of an older version than this.
-    report |= {
-        key: said.get(key) for key in ("pid", "version", "uptime", "region", "max", "stats", "filter", "devices")
-    }
-    report["clients"] = [_client(process) for process in parse_state(state, said.get("managers", ()))]
+    report |= {key: said[key] for key in ("pid", "version", "uptime", "region", "max", "stats", "filter", "devices")}
+    report["clients"] = [_client(process) for process in parse_state(state, said["managers"] or ())]
     return report
 
 
@@ -148,19 +153,19 @@ def describe(report: dict[str, Any]) -> str:
     place = printable(report["mountpoint"])
     if "error" in report:
         advice = f"; `{program()} -u {quoted(Path(report['mountpoint']))}` takes it away" if report["dead"] else ""
-        return f"{place}: {report['error']}{advice}\n"
-    uptime = dt.timedelta(seconds=int(report["uptime"]))
+        return f"{place}: {printable(report['error'])}{advice}\n"
+    uptime = dt.timedelta(seconds=int(report["uptime"] or 0))
     rate = report["transactions_per_second"]
     lines = [
-        f"{place}: served by process {report['pid']} for {uptime}, regions {report['region']}, "
+        f"{place}: served by process {report['pid']} for {uptime}, regions {printable(str(report['region']))}, "
         + ("system calls not filtered, " if report["filter"] is False else "")
-        + f"devices {' '.join(report['devices'] or ['?'])}, "
+        + f"devices {printable(' '.join(report['devices'] or ['?']))}, "
         + (f"{report['transactions']} transactions" if rate is None else f"{rate} transactions/s")
     ]
     clients = report["clients"]
     columns = []
     for key, head in _COLUMNS.items():
-        cells = [head, *(str(client[key]) for client in clients)]
+        cells = [head, *(printable(str(client[key])) for client in clients)]
         width = max(map(len, cells))
         columns.append([f"{cell:<{width}}" if key in ("name", "context") else f"{cell:>{width}}" for cell in cells])
     lines += ["  " + "  ".join(row) for row in zip(*columns, strict=True)] if clients else ["  no clients"]

@@ -14,6 +14,8 @@ from binderfs_fuse.fuse.mounting import MountError
 if TYPE_CHECKING:
     from pathlib import Path
 
+    from binderfs_fuse.fuse.mounting import Mount
+
 
 _PATIENCE: Final = 10.0
 """Seconds that a server is given to end. It does so at once, unless the mount is in some other mount namespace too."""
@@ -28,22 +30,27 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
     `lazy` takes it out of the tree though it is in use, and does not wait: the server ends with the last user. Raises
     `MountError`.
     """
-    target = ours_at(mountpoint)
-    if lazy or is_dead(target):
-        mounting.unmount(target, lazy=True)
+    there = ours_at(mountpoint)
+    if lazy or is_dead(there):
+        mounting.unmount(there, lazy=True)
         return
-    with hold(target) as server:
-        there = mounting.mount_at(target)
+    with hold(there) as server:
+        # Those of before: the kernel gives st_dev to another file system as soon as this one is gone.
+        before = {mount.number for mount in mounting.mounts() if mount.device == there.device}
         try:
-            _unmount_soon(target)
+            _unmount_soon(there)
         except BlockingIOError as error:
             raise MountError(
                 f"{mountpoint} is in use: end the programs that have something of it open, "
                 f"or take it away from under them with `{program()} -u -l {quoted(mountpoint)}`"
             ) from error
-        if there and not there.shows_root:
+        if not there.shows_root:
             return
-        others = [str(mount.mountpoint) for mount in mounting.mounts() if there and mount.device == there.device]
+        others = [
+            str(mount.mountpoint)
+            for mount in mounting.mounts()
+            if mount.device == there.device and mount.number in before - {there.number}
+        ]
         if others:
             raise MountError(
                 f"{mountpoint} is unmounted, but its server goes on: it is also mounted at {', '.join(others)}"
@@ -55,11 +62,11 @@ def unmount(mountpoint: Path, *, lazy: bool) -> None:
             )
 
 
-def _unmount_soon(target: Path) -> None:
+def _unmount_soon(mount: Mount) -> None:
     deadline = time.monotonic() + _SOON
     while True:
         try:
-            mounting.unmount(target)
+            mounting.unmount(mount)
         except BlockingIOError:
             if time.monotonic() > deadline:
                 raise

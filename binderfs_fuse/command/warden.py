@@ -13,6 +13,7 @@ import select
 import signal
 import socket
 import struct
+import time
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse.command import calls
@@ -65,7 +66,10 @@ class Warden:
     def end(self) -> None:
         """Have the command and all that it has left killed."""
         self._socket.close()
-        os.waitpid(self.pid, 0)
+        # It waits as long for its own children, and a moment more for those that they leave.
+        if not calls.wait_for(self.pid, time.monotonic() + 2 * calls.PATIENCE):
+            os.kill(self.pid, signal.SIGKILL)
+            calls.wait_for(self.pid, time.monotonic() + calls.PATIENCE)
         if self._command is not None:
             os.close(self._command)
 

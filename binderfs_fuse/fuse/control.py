@@ -14,22 +14,27 @@ import errno
 import fcntl
 import os
 import struct
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse.engine.stats import Stats
+from binderfs_fuse.host import procfs
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
     from binderfs_fuse.engine.context import Engine, Task
     from binderfs_fuse.fuse.tree import ControlOpen, Tree
 
 CONTROL: Final = "binder-control"
+# What stands under the name in a mount of somebody else's may be a link, a terminal, or a pipe that nobody writes to.
+_OPENING: Final = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_NOCTTY
 
 _QUERY: Final = struct.Struct("=32sQQ8000s")
 """Name, offset, whole size (out), and the text from the offset on (out), as far as it fits."""
 _PART: Final = 8000
+_MOST: Final = 64 << 20
+"""Bytes of the longest text that a command takes."""
 _RECONFIGURE: Final = struct.Struct("=III")
 """The most devices, whether there are logs, and whether it is read-only."""
 
@@ -87,26 +92,35 @@ class Control:
         return 0, b""
 
 
-def query(mountpoint: Path, name: str) -> bytes:
-    """Ask the server of a mount for a text. Raises `OSError`: EINVAL where it is the kernel's binderfs."""
-    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+def query(mountpoint: Path, name: str, most: int = _MOST) -> bytes:
+    """Ask the server of a mount for a text of at most so many bytes.
+
+    Any program can serve a file system that looks like a mount of ours, so what it says of the size is checked. Raises
+    `OSError`: EINVAL where it is the kernel's binderfs, EMSGSIZE where there is more, EPROTO where the parts make no
+    text.
+    """
+    descriptor = os.open(mountpoint / CONTROL, _OPENING)
     try:
-        text: bytes = b""
+        text = bytearray()
         while True:
             # A bytearray, since fcntl takes no more than 1024 bytes of what it could not change.
             argument = bytearray(_QUERY.pack(name.encode(), len(text), 0, b""))
             fcntl.ioctl(descriptor, QUERY, argument)
             _, _, size, part = _QUERY.unpack(argument)
+            if size > most:
+                raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
+            if size < len(text):
+                raise OSError(errno.EPROTO, os.strerror(errno.EPROTO))
             text += part[: size - len(text)]
-            if len(text) >= size:
-                return text
+            if len(text) == size:
+                return bytes(text)
     finally:
         os.close(descriptor)
 
 
 def reconfigure(mountpoint: Path, maximum: int, *, stats: bool, read_only: bool) -> None:
     """Change the options of a mount. Raises `OSError`: EPERM, or EINVAL or EBUSY where the kernel's binderfs would."""
-    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(mountpoint / CONTROL, _OPENING)
     try:
         fcntl.ioctl(descriptor, RECONFIGURE, _RECONFIGURE.pack(maximum, stats, read_only))
     finally:
@@ -115,7 +129,7 @@ def reconfigure(mountpoint: Path, maximum: int, *, stats: bool, read_only: bool)
 
 def begin_anew(mountpoint: Path) -> None:
     """Forget that a mount has been tried. Raises `OSError`: EBUSY while a device is open, or EPERM."""
-    descriptor = os.open(mountpoint / CONTROL, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(mountpoint / CONTROL, _OPENING)
     try:
         fcntl.ioctl(descriptor, BEGIN_ANEW, bytes(_RECONFIGURE.size))
     finally:
@@ -127,5 +141,4 @@ def start_time(pid: int) -> int:
 
     Raises `OSError` where there is no such process.
     """
-    # The second field, a name in parentheses, may have blanks and parentheses in it.
-    return int(Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[19])
+    return procfs.start_time(procfs.read(f"/proc/{pid}/stat"))

@@ -16,6 +16,9 @@ import os
 from dataclasses import dataclass, field
 from typing import Final
 
+from binderfs_fuse.host import procfs
+from binderfs_fuse.host.procfs import read as _read
+
 _NS_GET_PARENT: Final = 0xB702
 _SCHED_RESET_ON_FORK: Final = 0x40000000
 _MIN_NICE: Final = -20
@@ -50,26 +53,9 @@ class Identity:
     user_ids: list[tuple[int, int, int]] | None = None
 
 
-def _read(path: str) -> bytes:
-    # os.read(), and not an open(): files of /proc are read in one go or by line, and this is twice as fast.
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        parts = []
-        while part := os.read(descriptor, 1 << 16):
-            parts.append(part)
-    finally:
-        os.close(descriptor)
-    return b"".join(parts)
-
-
 def status(tid: int) -> dict[bytes, bytes]:
-    """Return the fields of /proc/TID/status by name. Raises `OSError`.
-
-    Nothing but a newline ends a line here, and in what else /proc says: a task chooses its name, and those of files
-    that it maps, and the kernel escapes only newlines in them.
-    """
-    lines = _read(f"/proc/{tid}/status").split(b"\n")
-    return {name: value for name, _, value in (line.partition(b":\t") for line in lines)}
+    """Return the fields of /proc/TID/status by name. Raises `OSError`."""
+    return procfs.fields(_read(f"/proc/{tid}/status"))
 
 
 def identify(tid: int) -> Identity:
@@ -100,7 +86,7 @@ def _shares_users(tid: int) -> bool:
 
 def _user_ids(tid: int) -> list[tuple[int, int, int]]:
     """Return /proc/TID/uid_map: its second numbers are as this process's user namespace has them. Raises `OSError`."""
-    rows = [[int(number) for number in line.split()] for line in _read(f"/proc/{tid}/uid_map").splitlines()]
+    rows = [[int(number) for number in line.split()] for line in procfs.lines(_read(f"/proc/{tid}/uid_map"))]
     return [(inside, outside, count) for inside, outside, count in rows]
 
 
@@ -223,10 +209,9 @@ def is_nonblocking(tid: int, inode: int) -> bool | None:
         call = _read(f"/proc/{tid}/syscall").split()
         if len(call) < 2 or call[0] == b"-1":
             return None
-        lines = _read(f"/proc/{tid}/fdinfo/{int(call[1], 16)}").split(b"\n")
+        info = procfs.fields(_read(f"/proc/{tid}/fdinfo/{int(call[1], 16)}"))
     except OSError:
         return None
-    info = {name: value for name, _, value in (line.partition(b":\t") for line in lines)}
     # Before Linux 5.14 there is no ino.
     if int(info.get(b"ino", inode)) != inode:
         return None

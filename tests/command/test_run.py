@@ -1,6 +1,7 @@
 """``mount.py run``: a command in a mount namespace of its own, with binder in it."""
 
 import contextlib
+import errno
 import os
 import select
 import signal
@@ -13,7 +14,7 @@ from typing import IO, Any
 
 import pytest
 
-from binderfs_fuse.command import supervisor
+from binderfs_fuse.command import attendant
 from tests.conformance.building import find_oracle
 from tests.mounts import MOUNT, needs_mount
 
@@ -394,8 +395,60 @@ def test_a_name_gives_no_right_to_mount() -> None:
         assert process.stdin is not None
         assert process.stdout is not None
         assert b"Name:\t\rCapEff:\t200000\n" == process.stdout.readline()
-        may = supervisor._may_mount(process.pid)
+        may = attendant._may_mount(process.pid)
         process.stdin.close()
 
     assert not may
-    assert supervisor._may_mount(os.getpid())
+    assert attendant._may_mount(os.getpid())
+
+
+def test_who_is_killed_inside_mount_leaves_it_at_work() -> None:
+    """A caller whose memory has come to its end holds up nothing, and a last call is answered."""
+    script = f"{sys.executable} {HERE / 'killed.py'} 300 && mkdir $0/b && mount -i -t binder binder $0/b && ls $0/b"
+    with tempfile.TemporaryDirectory() as name:
+        done = run("sh", "-c", script, name, timeout=300)
+
+    assert ["done", "binder", "binder-control", "features", "hwbinder", "vndbinder"] == done.stdout.splitlines()
+    assert ("", 0) == (done.stderr, done.returncode)
+
+
+def test_a_name_is_no_line_of_fdinfo() -> None:
+    """Which open an ioctl acts on cannot be said by the name of a file that the caller has."""
+    done = run(sys.executable, HERE / "forge.py")
+    if done.stdout.startswith("255"):
+        pytest.skip("there is no io_uring")
+
+    assert ([f"{errno.ENOTTY} False"] * 6, "", 0) == (done.stdout.splitlines(), done.stderr, done.returncode)
+
+
+def test_a_server_that_is_killed_with_questions_holds_up_nobody() -> None:
+    """Calls that it has not answered fail, and so do later ones; the command goes on, and a new mount is served."""
+    program = f"""
+import ctypes, fcntl, json, os, signal, subprocess, sys, threading
+sys.path.insert(0, {os.fspath(HERE.parent.parent)!r})
+from pathlib import Path
+from binderfs_fuse.command import servers
+server = servers.information(Path("/dev/binderfs"))["pid"]
+device = os.open("/dev/binderfs/binder", os.O_RDWR)
+libc = ctypes.CDLL(None, use_errno=True)
+os.kill(server, signal.SIGSTOP)
+failures = []
+def ask():
+    libc.ioctl(device, 0x40046207, None)
+    failures.append(ctypes.get_errno())
+threads = [threading.Thread(target=ask) for _ in range(20)]
+for thread in threads:
+    thread.start()
+place = sys.argv[1] + "/other"
+os.mkdir(place)
+# Served though the first server does not answer.
+print(libc.mount(b"binder", place.encode(), b"binder", 0, None), sorted(os.listdir(place))[0], len(failures))
+os.kill(server, signal.SIGKILL)
+for thread in threads:
+    thread.join()
+print(len(failures), 0 in failures)
+"""
+    with tempfile.TemporaryDirectory() as name:
+        done = run(sys.executable, "-c", program, name, timeout=300)
+
+    assert (["0 binder 0", "20 False"], "", 0) == (done.stdout.splitlines(), done.stderr, done.returncode)
