@@ -19,6 +19,7 @@
 #include <linux/seccomp.h>
 #include <sys/prctl.h>
 #include <sys/syscall.h>
+#include <unistd.h>
 
 #if defined(__SANITIZE_ADDRESS__)
 #define MACHINE 0 /* no list has the calls of the sanitizers */
@@ -100,7 +101,8 @@ int filter_calls(const struct call_rule *rules, size_t count)
     text[program.len++] = (struct sock_filter)LEAVE(ERROR(EPERM));
     if (prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) != 0)
         return -errno;
-    if (prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, &program) == 0)
+    /* Nobody else's code runs here: what kernels before 5.16 do against such would only make it slow. */
+    if (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program) == 0)
         return 0;
-    return errno == EINVAL ? -EOPNOTSUPP : -errno;
+    return errno == EINVAL || errno == ENOSYS ? -EOPNOTSUPP : -errno;
 }
