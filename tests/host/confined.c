@@ -88,8 +88,8 @@ int main(void)
     TRY(sendto, pair[0], "", 1, 0, &address, sizeof address);
     TRY(openat, AT_FDCWD, "/dev/null", O_WRONLY);
     TRY(openat, AT_FDCWD, "/dev/null", O_RDWR);
-    TRY(openat, AT_FDCWD, "/tmp/binder-confined", O_RDONLY | O_CREAT, 0600);
-    TRY(unlinkat, AT_FDCWD, "/tmp/binder-confined", 0);
+    TRY(openat, AT_FDCWD, "/nowhere/binder-confined", O_RDONLY | O_CREAT, 0600);
+    TRY(unlinkat, AT_FDCWD, "/nowhere/binder-confined", 0);
     TRY(write, 1, "", 0);
     TRY(ioctl, 1, 0, 0);
     TRY(dup, 1);
