@@ -498,8 +498,7 @@ def release_objects(process: Process, thread: Thread | None, buffer: Buffer, pac
             end = record.first_file + record.length
             for first in range(record.first_file, end, pace.chunk):
                 thread.closes += buffer.fds[first : min(end, first + pace.chunk)]
-                if pace.spend(pace.chunk):
-                    yield TURN
+                yield TURN
         if pace.spend():
             yield TURN
     # What has been released is of no more account to anybody who looks.

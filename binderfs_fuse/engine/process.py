@@ -384,15 +384,15 @@ class Process:
         yield from release_objects(self, thread, buffer, pace, is_failure=is_failure)
         if buffer.clear_on_free:
             thread.cleared.append((self.region, buffer.offset, buffer.size))
-        yield from self.discard_buffer(buffer, pace)
+        yield from self.discard_buffer(buffer)
         self.drop_tmp_ref()
 
-    def discard_buffer(self, buffer: Buffer, pace: Pace) -> Turns:
+    def discard_buffer(self, buffer: Buffer) -> Turns:
         """Give a buffer's bytes back that may be many, cleared if the sender wished so."""
         if buffer.clear_on_free:
             for start in range(0, buffer.size, _CLEARED):
                 self.region.store(buffer.offset + start, bytes(min(_CLEARED, buffer.size - start)))
-                if pace.spend(pace.chunk):
+                if start + _CLEARED < buffer.size:
                     yield TURN
         self.free_buffer(buffer)
 

@@ -514,7 +514,7 @@ def _fail(
         buffer.transaction = None
         if buffer.clear_on_free:
             thread.cleared.append((target_process.region, buffer.offset, buffer.size))
-        yield from target_process.discard_buffer(buffer, pace)
+        yield from target_process.discard_buffer(buffer)
     if complete is not None:
         engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
     if target_node is not None:
@@ -608,6 +608,6 @@ def _discard(outdated: Transaction, process: Process) -> Turns:
     outdated.buffer = None
     buffer.transaction = None
     yield from release_objects(process, None, buffer, pace, is_failure=True)
-    yield from process.discard_buffer(buffer, pace)
+    yield from process.discard_buffer(buffer)
     outdated.close_files()
     process.engine.stats.deleted[stats.TRANSACTION] += 1

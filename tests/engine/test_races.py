@@ -2,6 +2,8 @@
 
 import errno
 
+import pytest
+
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import CopyIn
 from binderfs_fuse.engine.effects import Effect, Outcome
@@ -90,7 +92,10 @@ def test_buffer_with_descriptors_cannot_be_freed_early(machine: Machine, manager
     assert {} == manager.process.allocation.allocated
 
 
-def test_call_is_not_read_again_without_its_descriptors(machine: Machine, manager: Client, client: Client) -> None:
+@pytest.mark.parametrize("chunk", [1, 64])
+def test_call_is_not_read_again_without_its_descriptors(
+    machine: Machine, manager: Client, client: Client, chunk: int
+) -> None:
     """If something before a call cannot be stored, and the call's files are gone already, the call fails."""
     other = machine.client()
     handle = machine.share(other, manager)
@@ -100,6 +105,7 @@ def test_call_is_not_read_again_without_its_descriptors(machine: Machine, manage
     # Now the manager is to be told that nobody refers to its object any more.
     other.free(other.read().received)
     waiting = client.call(0, parcel().fd(client.open_fd("a file")))
+    machine.engine.chunk = chunk
     outcome = begin_read(manager)
     for file, _, _ in outcome.files:
         file.close()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine import Outcome, Turn
+from binderfs_fuse.engine import FindRoom, Outcome, Turn, logs, stats
 from binderfs_fuse.engine.transaction import MAX_DEPTH
 from tests.engine.machine import MIB, Machine
 from tests.engine.wire import command, fds, parcel
@@ -259,3 +259,60 @@ def test_many_threads_that_poll_are_not_all_looked_at(machine: Machine, manager:
     client.send(flags=uapi.TF_ONE_WAY)
 
     assert [manager.process] == machine.poll.woken
+
+
+def test_missed_calls_of_many_opens(machine: Machine, manager: Client, client: Client) -> None:
+    """Whether a process has missed anything is asked of each of its opens, in turns."""
+    machine.engine.chunk = 1
+    again = machine.client(pid=manager.pid)
+    call = client.ioctl(uapi.BINDER_GET_FROZEN_INFO, uapi.binder_frozen_status_info.pack(manager.pid, 0, 0))
+
+    assert again.process.serial > manager.process.serial
+    assert (manager.pid, 0, 0) == uapi.binder_frozen_status_info.unpack(call.argument)
+    assert 2 == turns_of(call)
+
+
+def test_a_call_without_room_for_its_descriptors(machine: Machine, manager: Client, client: Client) -> None:
+    """What it holds is let go of in turns before the read goes on, where there was no room from the first."""
+    machine.engine.chunk = 1
+    manager.fd_limit = 0
+    client.tell(0, parcel().binder(0x10).fd(client.open_fd("a")))
+    client.tell(0, b"next")
+    call = manager.read()
+
+    assert b"next" == call.body
+    assert {} == manager.process.refs_by_desc
+
+
+def test_a_call_whose_descriptors_cannot_be_installed(machine: Machine, manager: Client, client: Client) -> None:
+    """And where the room was gone when it came to that."""
+    machine.engine.chunk = 1
+    manager.fd_limit = 0
+    machine.answer(FindRoom, 0)
+    waiting = client.call(0, parcel().binder(0x10).fd(client.open_fd("a")))
+    call = manager.read()
+
+    assert ["BR_NOOP"] == call.names
+    assert "BR_FAILED_REPLY" in waiting.names
+    assert {} == manager.process.refs_by_desc
+
+
+def test_work_that_is_read_while_a_thread_is_shown(
+    machine: Machine, client: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The log goes on with what is left."""
+    client.write(*(client.transaction(0, flags=uapi.TF_ONE_WAY) for _ in range(3)))
+    queue = client.process.threads[client.tid].todo
+    monkeypatch.setattr(logs, "_PIECE", 1)
+    pieces = machine.engine.logs.proc(client.pid)
+    text = ""
+    while text.count("transaction complete") < 2:
+        text += next(pieces)
+    second = queue.first
+    assert second is not None
+    assert second.next is not None
+    queue.remove(second.next)
+    machine.engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
+    text += "".join(pieces)
+
+    assert 3 == text.count("transaction complete")

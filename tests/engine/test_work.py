@@ -114,7 +114,7 @@ def test_a_list_is_linked_both_ways() -> None:
 def test_the_first_with_a_key_is_found() -> None:
     """It is the first in the list of several with one key, and none once they have left."""
     queue = IndexedList()
-    works = [Named(number) for number in (7, 8, 7, -1)]
+    works: list[Work] = [*(Named(number) for number in (7, 8, 7)), plain()]
     for work in works:
         queue.append(work)
     found = [queue.find(7), queue.find(8), queue.find(9)]
