@@ -423,3 +423,8 @@ def test_numbers_are_shared_by_all(machine: Machine, manager: Client, client: Cl
 
     assert [2, 5] == transactions
     assert (3, 4) == (node.debug_id, ref.debug_id)
+
+
+def test_users_are_everybodys_without_a_namespace(client: Client) -> None:
+    """A process that is in no user namespace of its own sees users by the numbers that they have here."""
+    assert 5 == client.process.user_id(5)
