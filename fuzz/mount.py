@@ -194,6 +194,7 @@ class Mount:
         for pool in self._pools():
             pool.most = 0
         self.crew._clock._running = True
+        self._plane.turns.alone = True
         self._lane = Lane(self._channel.core)
         self._lane.leads = True
         self.crew.lanes.add(self._lane)

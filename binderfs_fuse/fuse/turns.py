@@ -35,7 +35,10 @@ if TYPE_CHECKING:
 
 
 class Turns:
-    """Slices that wait; `post` has a worker call something, `give_way` sleeps as said above."""
+    """Slices that wait; `post` has a worker call something, `give_way` sleeps as said above.
+
+    `alone` says that there is one thread, and so nobody to wait for in a passage.
+    """
 
     def __init__(self, post: Callable[..., object], give_way: Callable[[], object]) -> None:
         self._post = post
@@ -43,6 +46,7 @@ class Turns:
         self._guard = threading.Lock()
         self._waiting: OrderedDict[int, deque[Slice]] = OrderedDict()
         self._running = False
+        self.alone = False
 
     def __len__(self) -> int:
         """Return how many slices wait."""
@@ -95,6 +99,8 @@ class Passage:
     def wait(self) -> None:
         """End the slice that was let in, if any, and wait for the next one; the engine is not locked."""
         self.leave()
+        if self._turns.alone:
+            return
         admitted, done = threading.Lock(), threading.Lock()
         admitted.acquire()
         done.acquire()

@@ -172,10 +172,6 @@ int confine_server(int syslog)
         ALLOW(readlink),
         ALLOW(time),
 #endif
-        /* TRACING: goes with what injects. */
-        ALLOW(ptrace),
-        ALLOW(waitid),
-        ALLOW(prlimit64),
         /* Last, and left out without `syslog`. */
         ALLOW_IF(socket, CHECK(0, WHOLE, AF_UNIX), CHECK(1, SOCKET_TYPE, SOCK_DGRAM)),
         ALLOW(connect),

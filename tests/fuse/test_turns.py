@@ -361,3 +361,21 @@ def test_threads_go_through_their_steps_one_slice_at_a_time() -> None:
     assert not overlaps
     assert 200 == order.count(1)
     assert not len(turns)
+
+
+def test_a_long_write_lets_others_through(served: Served) -> None:
+    """Between two slices of one write of thousands of commands other clients call, and then it goes on."""
+    going, go_on = threading.Event(), threading.Event()
+
+    def give_way() -> None:
+        going.set()
+        go_on.wait(20)
+
+    served.plane.turns._give_way = give_way
+    client = served.start("long-commands")
+    assert going.wait(20)
+
+    assert ["version 0", "8"] == served.run("version", "200")
+    assert client.process.poll() is None
+    go_on.set()
+    assert ["long-commands 0"] == client.rest()

@@ -181,6 +181,8 @@ for name, attempt in {
     "ioctl": lambda: os.tcgetpgrp(0),
     "owner": lambda: fcntl.fcntl(0, 8, os.getppid()),
     "prctl": lambda: call("prctl", 4, 1, 0, 0, 0),
+    "ptrace": lambda: call("ptrace", 0, 0, None, None),
+    "prlimit": lambda: resource.prlimit(0, resource.RLIMIT_CORE, (0, 0)),
 }.items():
     try:
         attempt()
