@@ -320,7 +320,7 @@ class _Check:
             _true(node.process is process, f"{name}: its node belongs to another process")
             self.strong[id(node)] += 1
             self.one_way[id(node)] += buffer.async_transaction
-        for record in (buffer.objects or ())[buffer.released :]:
+        for record in buffer.objects or ():
             if record.type in (BINDER_TYPE_BINDER, BINDER_TYPE_WEAK_BINDER):
                 count = self.strong if record.type == BINDER_TYPE_BINDER else self.weak
                 count[id(process.nodes.get(record.value))] += 1

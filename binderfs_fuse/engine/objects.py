@@ -20,9 +20,8 @@ accepts no fix-up of those any more.
 
 Invariants
 ----------
-- `buffer.objects` from `buffer.released` on holds what was translated, no more: a transaction that fails half-way
-  releases just that.
-- `buffer.weight` is the number of its objects and their descriptors.
+- `buffer.objects` holds what was translated, no more: a transaction that fails half-way releases just that. While they
+  are released in turns it is None, and only that step knows them.
 - `translation.path` is a chain: each record but the first has the one before it as its parent.
 """
 
@@ -308,9 +307,11 @@ def translate_objects(
         except _Refused as refusal:
             raise TransactionError(BR_FAILED_REPLY, refusal.error, line) from None
         objects.append(record)
-        buffer.weight += 1
         region.store(base + offset, raw)
-        if pace.spend():
+        # As `pace.spend` does, without its call.
+        pace.left -= 1
+        if pace.left <= 0:
+            pace.left = pace.chunk
             yield TURN
     if position != data_size and not (yield from data.copy(position, data_size)):
         raise TransactionError(BR_FAILED_REPLY, -EFAULT, 3743)
@@ -390,7 +391,6 @@ def _translate_fd(
     if transaction.files is None:
         transaction.files = []
     transaction.files.append((file, target.region, buffer.offset + offset))
-    buffer.weight += 1
 
 
 def _translate_fd_array(
@@ -488,9 +488,8 @@ def release_objects(process: Process, thread: Thread | None, buffer: Buffer, pac
     objects = buffer.objects
     if objects is None:
         return
-    while buffer.released < len(objects):
-        record = objects[buffer.released]
-        buffer.released += 1
+    buffer.objects = None
+    for record in objects:
         _release_object(process, record)
         if record.type == BINDER_TYPE_FDA and record.length and thread is not None and not is_failure:
             assert buffer.fds is not None  # it could not be freed before they were installed
@@ -501,8 +500,6 @@ def release_objects(process: Process, thread: Thread | None, buffer: Buffer, pac
                 yield TURN
         if pace.spend():
             yield TURN
-    # What has been released is of no more account to anybody who looks.
-    buffer.objects = None
     yield from drain(objects, pace)
 
 

@@ -350,10 +350,10 @@ class Process:
                 min(size, MAX_REGION) & ~(PAGE_SIZE - 1), self.account, self.engine.limits.buffers
             )
 
-    def release_buffer(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> Turns | None:
+    def release_buffer(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> bool:
         """Free a buffer and what it holds; the node's next one-way call may come now (binder.c `binder_free_buf`).
 
-        None, when it is done at once; else what is left to do, in turns. Until then nobody else can free the buffer.
+        True where that is to take turns: `thread.releasing` is what is left to do. Until then nobody else can free it.
         """
         transaction = buffer.transaction
         if transaction is not None:
@@ -366,15 +366,18 @@ class Process:
                 self.wake_up()
             else:
                 node.has_async_transaction = False
-        if buffer.weight >= self.engine.chunk or (buffer.clear_on_free and buffer.size > _CLEARED):
-            return self._release_large(thread, buffer, is_failure=is_failure)
+        if (buffer.objects is not None and buffer.is_large(self.engine.chunk)) or (
+            buffer.clear_on_free and buffer.size > _CLEARED
+        ):
+            thread.releasing = self._release_large(thread, buffer, is_failure=is_failure)
+            return True
         if node is not None or buffer.objects:
             release_few_objects(self, thread, buffer, is_failure=is_failure)
         if buffer.clear_on_free:
             thread.cleared.append((self.region, buffer.offset, buffer.size))
             self.region.store(buffer.offset, bytes(buffer.size))
         self.free_buffer(buffer)
-        return None
+        return False
 
     def _release_large(self, thread: Thread, buffer: Buffer, *, is_failure: bool) -> Turns:
         pace = Pace(self.engine.chunk)

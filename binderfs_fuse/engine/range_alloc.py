@@ -76,12 +76,10 @@ class Buffer:
         "previous",
         "records",
         "red",
-        "released",
         "right",
         "size",
         "target_node",
         "transaction",
-        "weight",
     )
 
     def __init__(self, offset: int, size: int) -> None:
@@ -103,15 +101,17 @@ class Buffer:
         self.transaction: Transaction | None = None
         self.target_node: Node | None = None
         self.objects: list[TranslatedObject] | None = None
-        # How many of the objects have been released, and how many elements there are to release in all.
-        self.released = 0
-        self.weight = 0
         # The numbers of the descriptors that were installed with it, in the order of `Transaction.files`.
         self.fds: list[int] | None = None
         self.parent: Buffer | None = None
         self.left: Buffer | None = None
         self.right: Buffer | None = None
         self.red = False
+
+    def is_large(self, chunk: int) -> bool:
+        """Whether as many objects as go into a slice, or descriptors of theirs, are released with it; it has some."""
+        assert self.objects is not None  # the caller has looked
+        return len(self.objects) >= chunk or (self.fds is not None and len(self.fds) >= chunk)
 
 
 class FreeTree:
@@ -493,7 +493,6 @@ class RangeAllocator:
         buffer.free = True
         buffer.target_node = None
         buffer.objects = None
-        buffer.released = buffer.weight = 0
         buffer.fds = None
         following = buffer.next
         if following is not None and following.free:

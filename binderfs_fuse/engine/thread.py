@@ -82,6 +82,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
 
     from binderfs_fuse.engine.effects import Effect, Region, Step, Turns
+    from binderfs_fuse.engine.objects import Translation
     from binderfs_fuse.engine.priority import Scheduling
     from binderfs_fuse.engine.process import Process
     from binderfs_fuse.engine.range_alloc import Buffer
@@ -128,12 +129,15 @@ class Thread:
         "files_handed_over",
         "good_buffer",
         "is_dead",
+        "left",
         "looper",
         "looper_need_return",
         "nice",
         "pid",
         "process",
         "process_todo",
+        "read_much",
+        "releasing",
         "reply_error",
         "return_error",
         "scheduling",
@@ -141,6 +145,7 @@ class Thread:
         "tid",
         "todo",
         "transaction_stack",
+        "translation",
         "undoing",
         "wait",
         "waited",
@@ -176,6 +181,13 @@ class Thread:
         # What the last read handed over: (end of the item in the data, item, the list it came from), and whether it
         # said BR_SPAWN_LOOPER and had to wait.
         self.delivered: list[tuple[int, Work, WorkList]] = []
+        # How many more elements it touches before it gives a turn; whether its last read gave one; and what is left of
+        # the release of a buffer.
+        self.left = 0
+        self.read_much = False
+        self.releasing: Turns | None = None
+        # What is known of the objects of the transaction that it sends; kept for the next one.
+        self.translation: Translation | None = None
         # While a read is undone: the list that the present item came from.
         self.undoing: WorkList | None = None
         # And the buffer of a transaction that cannot be delivered any more.
@@ -260,7 +272,7 @@ class Thread:
         write_size, write_consumed, write_buffer, read_size, read_consumed, read_buffer = _unpack_write_read(argument)
         process = self.process
         error = 0
-        left: int = process.engine.chunk
+        self.left = process.engine.chunk
         if write_size:
             stream = _CommandStream(write_buffer, commands)
             while self.return_error.command == BR_OK and _is_before(write_buffer, write_consumed, write_size):
@@ -295,35 +307,33 @@ class Thread:
                             error = -EFAULT
                             break
                         payload = taken
-                left -= 1
+                self.left -= 1
                 if command == BC_TRANSACTION or command == BC_REPLY:  # noqa: PLR1714, SIM109 - the hot path; a tuple costs more
-                    left -= _TRANSACTION_WEIGHT
+                    self.left -= _TRANSACTION_WEIGHT
                     yield from transact(
                         self, _unpack_transaction(payload), reply=command == BC_REPLY, extra_buffers_size=0
                     )
                 elif command == BC_TRANSACTION_SG or command == BC_REPLY_SG:  # noqa: PLR1714, SIM109
-                    left -= _TRANSACTION_WEIGHT
+                    self.left -= _TRANSACTION_WEIGHT
                     fields = uapi.binder_transaction_data_sg.unpack(payload)
                     yield from transact(self, fields[:-1], reply=command == BC_REPLY_SG, extra_buffers_size=fields[-1])
                 elif command == BC_FREE_BUFFER:
-                    rest = self._free_buffer(payload)
-                    if rest is not None:
-                        yield from rest
+                    if self._free_buffer(payload):
+                        yield from self._go_on_releasing()
                 else:
                     error = carry_out(self, command, payload)
                     if error:
                         break
                 write_consumed = _wrapped(stream.position)
-                if left <= 0:
-                    left = process.engine.chunk
+                if self.left <= 0:
+                    self.left = process.engine.chunk
                     yield TURN
             if error:
                 read_consumed = 0
-        address = 0
         data: bytearray | bytes = b""
         outcome = Outcome()
         if not error and read_size:
-            address = _wrapped(read_buffer + read_consumed)
+            outcome.address = _wrapped(read_buffer + read_consumed)
             data = bytearray()
             if not read_consumed:
                 data += _NOOP
@@ -348,7 +358,6 @@ class Thread:
         outcome.argument = _pack_write_read(
             write_size, write_consumed, write_buffer, read_size, _wrapped(read_consumed), read_buffer
         )
-        outcome.address = address
         outcome.data = data
         if self.closes:
             outcome.closes = self.closes
@@ -377,9 +386,10 @@ class Thread:
             if copied != 4:
                 return -EFAULT
             self.good_buffer = buffer
-        chunk = process.engine.chunk
-        if len(self.delivered) > chunk:
-            yield from drain(self.delivered, Pace(chunk))
+        if self.read_much:
+            self.read_much = False
+            yield from drain(self.delivered, Pace(process.engine.chunk))
+        self.left = process.engine.chunk
         delivered = self.delivered = []
         self.waited = False
         while True:
@@ -428,11 +438,14 @@ class Thread:
                 if self.todo.first is None:
                     self.process_todo = False
                 if type(work) is not Transaction:
-                    last = work.deliver(self, out)
-                    delivered.append((len(out), work, queue))
-                    if last:
+                    if work.deliver(self, out):
+                        delivered.append((len(out), work, queue))
                         return 0
-                    if len(delivered) % chunk == 0:
+                    delivered.append((len(out), work, queue))
+                    self.left -= 1
+                    if self.left <= 0:
+                        self.left = process.engine.chunk
+                        self.read_much = True
                         yield TURN
                     continue
                 received = work.buffer
@@ -453,9 +466,8 @@ class Thread:
                     error = yield FindRoom(len(work.files))
                     if error:
                         work.cleanup(process.engine, BR_FAILED_REPLY)
-                        rest = process.release_buffer(self, received, is_failure=True)
-                        if rest is not None:
-                            yield from rest
+                        if process.release_buffer(self, received, is_failure=True):
+                            yield from self._go_on_releasing()
                         if node is not None:
                             continue
                         out += BR_FAILED_REPLY.to_bytes(4, "little")
@@ -465,18 +477,24 @@ class Thread:
                 delivered.append((len(out), work, queue))
                 return 0
 
-    def _free_buffer(self, payload: bytes) -> Turns | None:
-        """BC_FREE_BUFFER: addresses that are no delivered buffer are ignored. What is left to do in turns, or None."""
+    def _free_buffer(self, payload: bytes) -> bool:
+        """BC_FREE_BUFFER: addresses that are no delivered buffer are ignored. Returns as `Process.release_buffer`."""
         process = self.process
         allocation = process.allocation
         if allocation is None:
-            return None
+            return False
         address: int = _unpack_u64(payload)[0]
         buffer = allocation.allocated.get(address - process.address)
         if buffer is None or not buffer.allow_user_free:
-            return None
+            return False
         buffer.allow_user_free = False
         return process.release_buffer(self, buffer, is_failure=False)
+
+    def _go_on_releasing(self) -> Turns:
+        """Do what `Process.release_buffer` has left."""
+        rest, self.releasing = self.releasing, None
+        assert rest is not None  # it said that there is something
+        yield from rest
 
     def _serving_nice(self, transaction: Transaction, minimum: int) -> int:
         """The nice value to serve a transaction with; remembers the present one."""
@@ -600,10 +618,8 @@ class Thread:
             _, work, self.undoing = delivered.pop()
             work.undo(self)
             buffer, self.failed_buffer = self.failed_buffer, None
-            if buffer is not None:
-                rest = process.release_buffer(self, buffer, is_failure=True)
-                if rest is not None:
-                    yield from rest
+            if buffer is not None and process.release_buffer(self, buffer, is_failure=True):
+                yield from self._go_on_releasing()
             if pace.spend():
                 yield TURN
         self.undoing = None
@@ -688,9 +704,8 @@ class Thread:
         buffer = transaction.held_buffer()
         assert buffer is not None  # it cannot be freed before its descriptors are installed
         self.give_up(transaction)
-        rest = process.release_buffer(self, buffer, is_failure=True)
-        if rest is not None:
-            yield from rest
+        if process.release_buffer(self, buffer, is_failure=True):
+            yield from self._go_on_releasing()
         yield from self._uncount(data, start, start, Pace(process.engine.chunk))
         if transaction.is_reply:
             kept += BR_FAILED_REPLY.to_bytes(4, "little")

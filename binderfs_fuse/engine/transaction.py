@@ -276,7 +276,6 @@ def transact(
     target_thread: Thread | None = None
     target_node: Node | None = None
     complete: TransactionComplete | None = None
-    translation: Translation | None = None
     try:
         if reply:
             in_reply_to = thread.transaction_stack
@@ -415,7 +414,10 @@ def transact(
         # The common case has no objects, and one copy.
         if offsets_size or extra_buffers_size:
             offsets = yield from _copy_offsets(offsets_address, offsets_size, extra_buffers_size)
-            translation = Translation(Pace(engine.chunk))
+            if thread.translation is None:
+                thread.translation = Translation(Pace(engine.chunk))
+            elif thread.translation.path:
+                yield from _drop_translation(thread)
             yield from translate_objects(
                 thread,
                 transaction,
@@ -423,7 +425,7 @@ def transact(
                 offsets,
                 data_address,
                 extra_buffers_size - label_size,
-                translation,
+                thread.translation,
             )
         elif data_size:
             copied = yield CopyToBuffer(data_address, data_size, target_process.region, buffer.offset)
@@ -464,15 +466,22 @@ def transact(
                 raise TransactionError(error, 0, 3846)
     except TransactionError as failure:
         yield from _fail(thread, failure, entry, transaction, complete, in_reply_to, target_process, target_node)
-        if translation is not None:
-            yield from translation.drop()
+        if offsets_size or extra_buffers_size:
+            yield from _drop_translation(thread)
         return
-    if translation is not None:
-        yield from translation.drop()
+    # An object without a parent leaves itself, and that costs less to keep.
+    if thread.translation is not None and len(thread.translation.path) > 1:
+        yield from _drop_translation(thread)
     target_process.drop_tmp_ref()
     if target_node is not None:
         target_node.put()
     entry.done = True
+
+
+def _drop_translation(thread: Thread) -> Turns:
+    """Let go of what is known of the objects of the last transaction that `thread` sent."""
+    if thread.translation is not None:
+        yield from thread.translation.drop()
 
 
 def _copy_offsets(address: int, size: int, extra_buffers_size: int) -> Generator[Effect, Any, bytes]:
