@@ -364,9 +364,10 @@ class RangeAllocator:
         self.free_buffers = FreeTree()
         self.free_buffers.insert(self.first)
 
-    def allocate(self, size: int, pid: int, *, is_async: bool) -> Buffer | int:
+    def allocate(self, size: int, pid: int, *, is_async: bool, records: int = 0) -> Buffer | int:
         """Take `size` bytes (a multiple of 8, not 0) for the process `pid`; -ENOSPC when nothing fits, or no more.
 
+        The account counts the `records` of objects that the buffer is to hold. The caller has looked for room for them.
         An asynchronous buffer must also fit in the free asynchronous space. Newly covered pages that were never touched
         keep the state 0: the caller makes them present, then calls `installed`.
         """
@@ -422,16 +423,11 @@ class RangeAllocator:
             usage[0] += 1
             usage[1] += size
         buffer.pid = pid
+        if records:
+            buffer.records = records
+            self.records += records
+            self.account.objects += records
         return buffer
-
-    def keep_records(self, buffer: Buffer, count: int) -> bool:
-        """Have a buffer count for so many objects in it, too; false where the account has no room for them."""
-        if not self.account.has_objects(count):
-            return False
-        buffer.records = count
-        self.records += count
-        self.account.objects += count
-        return True
 
     def _is_spam(self, buffer: Buffer, pid: int) -> bool:
         """Whether this sender just became the suspect (binder_alloc.c `debug_low_async_space_locked`).

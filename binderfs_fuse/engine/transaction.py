@@ -378,18 +378,20 @@ def transact(
         if size > U64:
             raise TransactionError(BR_FAILED_REPLY, -EINVAL, 3409)
         account = target_process.account
-        if account.objects >= account.object_lease and not account.has_objects(1):
+        # The buffer, and a record of each object in it.
+        if account.objects + (offsets_size >> 3) >= account.object_lease and not account.has_objects(
+            1 + (offsets_size >> 3)
+        ):
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3409)
-        buffer = allocation.allocate(size or 8, thread.pid, is_async=bool(one_way and not reply))
+        buffer = allocation.allocate(
+            size or 8, thread.pid, is_async=bool(one_way and not reply), records=offsets_size >> 3
+        )
         if isinstance(buffer, int):
             raise TransactionError(BR_FAILED_REPLY, buffer, 3409)
         buffer.debug_id = debug_id
         buffer.data_size = data_size
         buffer.offsets_size = offsets_size
         buffer.extra_buffers_size = extra_buffers_size
-        if offsets_size and not allocation.keep_records(buffer, offsets_size >> 3):
-            allocation.release(buffer)
-            raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3409)
         missing = allocation.missing_pages(buffer)
         if missing is not None:
             first, end = missing
