@@ -40,7 +40,7 @@ from binderfs_fuse.command.daemon import close_inherited, leave_standard_descrip
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.settings import MAX_DEVICES
-from binderfs_fuse.fuse.supervised import Kind
+from binderfs_fuse.fuse.supervised import REQUEST, Kind
 from binderfs_fuse.host import places, procfs, tasks
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Verdict(enum.IntEnum):
     SERVE = 3
 
 
-_HEAD: Final = struct.Struct("=BiQIIIIQIII")
+_HEAD: Final = struct.Struct(f"=BiQ{REQUEST.size}sIII")
 LONGEST: Final = _HEAD.size + 3 * _PAGE
 """Bytes of the longest message."""
 TAKE_AWAY: Final = b"take away"
@@ -93,13 +93,13 @@ TAKE_AWAY: Final = b"take away"
 class Message:
     """A verdict, and what goes with it.
 
-    `request` is a `Kind` and the four numbers of `fuse.supervised`. `uid` and `gid` made a mount, at `place`.
+    `request` is one of `fuse.supervised`. `uid` and `gid` made a mount, at `place`.
     """
 
     verdict: Verdict
     number: int = 0
     device: int = 0
-    request: tuple[int, int, int, int, int] = (0, 0, 0, 0, 0)
+    request: bytes = b""
     uid: int = 0
     gid: int = 0
     read_only: bool = False
@@ -112,7 +112,7 @@ class Message:
             self.verdict,
             self.number,
             self.device,
-            *self.request,
+            self.request,
             self.uid,
             self.gid,
             len(self.data) << 1 | self.read_only,
@@ -122,14 +122,13 @@ class Message:
     @classmethod
     def unpack(cls, text: bytes) -> Message:
         """Read what `pack` returned."""
-        verdict, number, device, *request, uid, gid, lengths = _HEAD.unpack_from(text)
+        verdict, number, device, request, uid, gid, lengths = _HEAD.unpack_from(text)
         middle = _HEAD.size + (lengths >> 1)
-        kind, first, second, third, last = request
         return cls(
             Verdict(verdict),
             number,
             device,
-            (kind, first, second, third, last),
+            request,
             uid,
             gid,
             bool(lengths & 1),
@@ -191,10 +190,13 @@ class Attendant:
         descriptor, command, *_ = self._call.arguments
         tid = self._call.tid
         device, inode = identify_open(tid, descriptor & 0xFFFFFFFF)
+        pid, euid = tasks.caller(tid)
+        nice = tasks.nice(tid)
         self._waits()
         if device not in self._user_namespaces:
             raise _ProceedError
-        return Message(Verdict.ASK, device=device, request=(Kind.IOCTL, tid, command, 0, inode))
+        request = REQUEST.pack(Kind.IOCTL, command, tid, pid, euid, nice, inode)
+        return Message(Verdict.ASK, device=device, request=request)
 
     def _fsopen(self) -> Message:
         """Send those who would open binder by fsopen(2) to mount(2), as from a kernel that has only that."""
@@ -282,7 +284,7 @@ class Attendant:
             return _answer(-errno.EPERM)
         settings = chosen.settings
         read_only = settings.read_only or bool(flags & _MS_RDONLY)
-        request = (Kind.RECONFIGURE, settings.maximum, int(settings.stats), int(read_only), 0)
+        request = REQUEST.pack(Kind.RECONFIGURE, settings.maximum, settings.stats, read_only, 0, 0, 0)
         return Message(Verdict.ASK, device=mount.device, request=request)
 
     def _go(self, target: bytes) -> _Place:

@@ -53,6 +53,7 @@ def run(arguments: Sequence[str]) -> int:
     namespace.furnish_dev([os.fsdecode(name) for name in options.settings.devices])
     namespace.name_binder()
     signals = calls.SignalQueue([*_PASSED_ON, signal.SIGCHLD])
+    calls.adopt_orphans()
     supervisor = Supervisor(options)
     try:
         _mount(supervisor, options)

@@ -46,7 +46,7 @@ from binderfs_fuse.command.daemon import begin, failure_in, in_background
 from binderfs_fuse.command.loop import Loop
 from binderfs_fuse.command.mount import prepare, serve
 from binderfs_fuse.fuse.mounting import Connection, MountError
-from binderfs_fuse.fuse.supervised import ANSWER, REQUEST
+from binderfs_fuse.fuse.supervised import ANSWER
 from binderfs_fuse.host import tasks
 
 if TYPE_CHECKING:
@@ -117,10 +117,12 @@ class _Start:
 
 
 class Supervisor:
-    """Makes mounts, by `base` where nothing else is said, and serves what a filtered command cannot ask of FUSE."""
+    """Makes mounts, by `base` where nothing else is said, and serves what a filtered command cannot ask of FUSE.
+
+    It waits for its process's children: those are its servers, its attendants, and orphans (`calls.adopt_orphans`).
+    """
 
     def __init__(self, base: Options) -> None:
-        calls.adopt_orphans()
         self._base = base
         self.loop = Loop()
         self._listener: int | None = None
@@ -383,7 +385,7 @@ class Supervisor:
         if served is None:
             return
         try:
-            served.socket.send(REQUEST.pack(*message.request), socket.MSG_DONTWAIT)
+            served.socket.send(message.request, socket.MSG_DONTWAIT)
         except BlockingIOError:
             # It is stopped, or stuck, and has some hundred questions.
             job.reply = functools.partial(self._answer, job.notification, -errno.ENOMEM)

@@ -407,28 +407,23 @@ class DevicePlane:
                     return
             self._crew.post(self._release, opened)
 
-    def ioctl_without_argument(self, inode: int, tid: int, command: int) -> int:
-        """Carry out an ioctl of task `tid` on the open with this inode, whose argument, NULL, FUSE did not let through.
+    def ioctl_without_argument(self, inode: int, caller: Task, command: int) -> int:
+        """Carry out an ioctl on the open with this inode, whose argument, NULL, FUSE did not let through.
 
         The driver does not look at the argument of BINDER_THREAD_EXIT and BINDER_SET_CONTEXT_MGR. Returns 0 or a
-        negative errno; -EBADF if there is no such open, or no such task any more, -EFAULT for any other command.
-        Another thread of the server may be resumed meanwhile, but nothing here waits.
+        negative errno; -EBADF if there is no such open, -EFAULT for any other command. The caller may have been killed
+        by now, and its ids be another's: nothing is looked up by them. Another thread of the server may be resumed
+        meanwhile, but nothing here waits for a client.
         """
         if command not in (uapi.BINDER_THREAD_EXIT, uapi.BINDER_SET_CONTEXT_MGR):
             return -errno.EFAULT
         opened = next((opened for opened in list(self.opens.values()) if opened.inode == inode), None)
-        try:
-            identity = tasks.identify(tid)
-        except OSError:
-            opened = None
         if opened is None:
             return -errno.EBADF
-        task = Task(tid, identity.pid, identity.euid, identity.nice)
         with self._lock:
             # Neither asks for anything but turns.
-            outcome = self._conclude(
-                opened.process.ioctl(task, command, bytes(uapi.ioctl_size(command))), identity.euid
-            )
+            step = opened.process.ioctl(caller, command, bytes(uapi.ioctl_size(command)))
+            outcome = self._conclude(step, caller.euid)
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
         return outcome.error

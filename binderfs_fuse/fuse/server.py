@@ -21,7 +21,7 @@ import pyfuse3
 import trio
 
 from binderfs_fuse import __version__, complaints
-from binderfs_fuse.engine.context import Engine
+from binderfs_fuse.engine.context import Engine, Task
 from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.channel import Channel
@@ -186,9 +186,10 @@ async def _obey(supervisor: socket.socket, plane: DevicePlane, tree: Tree) -> No
     """Answer a supervisor until it hangs up."""
     connection = trio.socket.from_stdlib_socket(supervisor)
     while request := await connection.recv(REQUEST.size):
-        kind, first, second, third, inode = REQUEST.unpack(request)
+        kind, first, second, third, euid, nice, inode = REQUEST.unpack(request)
         if kind == Kind.IOCTL:
-            error = await trio.to_thread.run_sync(plane.ioctl_without_argument, inode, first, second)
+            caller = Task(second, third, euid, nice)
+            error = await trio.to_thread.run_sync(plane.ioctl_without_argument, inode, caller, first)
         else:
             error = tree.reconfigure(first, stats=bool(second), read_only=bool(third))
         await connection.send(ANSWER.pack(error))

@@ -10,16 +10,17 @@ import enum
 import struct
 from typing import Final
 
-REQUEST: Final = struct.Struct("=IIIIQ")
-"""Kind, and four numbers that depend on it."""
+REQUEST: Final = struct.Struct("=IIIIIiQ")
+"""Kind, and six numbers that depend on it."""
 ANSWER: Final = struct.Struct("=i")
 
 
 class Kind(enum.IntEnum):
     """What is asked for.
 
-    `IOCTL`        an ioctl with a NULL argument: thread id, command, 0, and the inode number of the device's open
-    `RECONFIGURE`  a remount: the most devices, whether there are to be logs, whether it is to be read-only, 0
+    `IOCTL`        an ioctl with a NULL argument: command, thread id, process id, effective user and nice value of the
+                   caller, as they were while it still waited, and the inode number of the device's open
+    `RECONFIGURE`  a remount: the most devices, whether there are to be logs, whether it is to be read-only, 0, 0, 0
     """
 
     IOCTL = 1

@@ -227,6 +227,7 @@ static int drop_rights(void)
     struct __user_cap_data_struct data[2];
     uint32_t kept;
 
+    prctl(PR_SET_NAME, "binder-injector");
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     if (syscall(SYS_capget, &header, data) != 0)
         return -errno;

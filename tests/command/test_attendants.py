@@ -15,6 +15,7 @@ from binderfs_fuse.command import attendant
 from binderfs_fuse.command.attendant import Message, Verdict, identify_open
 from binderfs_fuse.command.options import base_options
 from binderfs_fuse.command.supervisor import _ATTENDANTS, Supervisor
+from binderfs_fuse.fuse.supervised import REQUEST
 from tests.command.test_liars import liar
 from tests.mounts import MOUNT, needs_mount
 
@@ -78,7 +79,7 @@ def test_only_what_was_open_is_told_whoever_replaces_it(tmp_path: Path) -> None:
 def test_a_verdict_is_read_as_it_was_said() -> None:
     """Every number of it, and texts of any bytes."""
     message = Message(
-        Verdict.SERVE, -38, (1 << 64) - 1, (1, 2, 3, 4, (1 << 64) - 1), 5, 6, True, b"max=1\xff\0", b"/a b\n\xfe"
+        Verdict.SERVE, -38, (1 << 64) - 1, bytes(range(REQUEST.size)), 5, 6, True, b"max=1\xff\0", b"/a b\n\xfe"
     )
 
     assert message == Message.unpack(message.pack())

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from binderfs_fuse._system import lib
+from binderfs_fuse.engine.context import Task
 from binderfs_fuse.engine.effects import CopyIn
 from binderfs_fuse.fuse import quotas
 from binderfs_fuse.host.region import Kind
@@ -380,11 +381,12 @@ def test_an_ioctl_without_argument_is_carried_out(served: Served) -> None:
     assert [client.line(), client.line()] == ["first 0", "going"]
     (opened,) = served.plane.opens.values()
     manage = lib.BINDER_SET_CONTEXT_MGR
+    caller = Task(client.pid, client.pid)
 
-    assert served.plane.ioctl_without_argument(opened.inode, client.pid, manage) == 0
-    assert -errno.EBUSY == served.plane.ioctl_without_argument(opened.inode, client.pid, manage)
-    assert -errno.EFAULT == served.plane.ioctl_without_argument(opened.inode, client.pid, lib.BINDER_VERSION)
-    assert -errno.EBADF == served.plane.ioctl_without_argument(1, client.pid, manage)
+    assert served.plane.ioctl_without_argument(opened.inode, caller, manage) == 0
+    assert -errno.EBUSY == served.plane.ioctl_without_argument(opened.inode, caller, manage)
+    assert -errno.EFAULT == served.plane.ioctl_without_argument(opened.inode, caller, lib.BINDER_VERSION)
+    assert -errno.EBADF == served.plane.ioctl_without_argument(1, caller, manage)
 
 
 def test_regions_go_with_their_opens(served: Served) -> None:
