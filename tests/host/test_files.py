@@ -23,7 +23,7 @@ import pytest
 
 from binderfs_fuse._ptrace import ffi, lib
 from binderfs_fuse.host import files as host_files
-from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, is_keeper, keeper_pid
+from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, injector_pid, is_keeper, keeper_pid
 from tests.conftest import LogWatch
 from tests.host.parking import Parked, ParkingDevice
 
@@ -757,6 +757,43 @@ def test_a_stop_in_the_midst_of_a_transfer_does_not_stop_it(
     assert isinstance(tracing.install(0), list)
     assert tracing.release() == 0
     assert client.line() == "0 7"
+
+
+def test_a_client_goes_on_when_its_transfer_is_abandoned(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """Where the server ends in the midst of a transfer, its client has its registers and signals back."""
+    client = start("handle")
+    tracing = Tracing(device.parked.get())
+    before = client.status("SigBlk")
+    assert isinstance(tracing.install(0), list)
+    os.close(tracing.channel)
+
+    assert client.line() == "0 7"
+    assert before != client.status("SigBlk")
+    device.parked.get().reply(8)
+    assert client.line() == "0 8"
+
+
+@pytest.mark.usefixtures("another_injector")
+def test_without_an_injector_nothing_is_installed(
+    device: ParkingDevice, start: Callable[..., Client], installer: FileInstaller, logs: LogWatch
+) -> None:
+    """When the process that installs files is killed, its client goes on, and later transfers fail, with one line."""
+    client = start()
+    tracing = Tracing(device.parked.get())
+    pid = injector_pid()
+    logs.expect(f"process {pid}, which installs files for this one, is gone")
+    os.kill(pid, signal.SIGKILL)
+
+    assert client.line() == "0 7"
+    os.close(tracing.channel)
+    for _ in range(2):
+        parked = device.parked.get()
+
+        def failed(_error: int, parked: Parked = parked) -> None:
+            parked.reply(9)
+
+        assert -errno.EIO == install(installer, parked, [duplicate(0)], failed=failed)
+        assert client.line() == "0 9"
 
 
 # ---- what can go wrong ----

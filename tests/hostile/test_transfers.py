@@ -12,7 +12,7 @@ import pytest
 
 from binderfs_fuse._ptrace import lib
 from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
-from tests.hostile.conftest import PATIENCE, Actor, descriptors_of, keeper_of, until
+from tests.hostile.conftest import PATIENCE, Actor, descriptors_of, injector_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on
 from tests.hostile.test_faults import ENDED
 from tests.mounts import Mounted, mount_py
@@ -25,6 +25,7 @@ Hung = tuple[Path, subprocess.Popen[str]]
 
 GIVEN = "BR_TRANSACTION_COMPLETE"
 CAP_SYS_PTRACE = 19
+CAP_SYS_ADMIN = 21
 
 
 def hang_closes(server: subprocess.Popen[str]) -> None:
@@ -135,6 +136,26 @@ def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Moun
         assert "2" == status["Seccomp"]
     # Control, a channel, and what it accepts the connections of receivers by.
     assert ["/dev/null", "/dev/null", "/dev/null", "/socket (deleted)", *["socket:[]"] * 3] == kinds
+
+
+def test_injector_has_what_it_needs(mount_binderfs: Mount, actor: Start) -> None:
+    """What installs files has two capabilities, can get no other, and has no descriptor but sockets to its own."""
+    mounted = mount_binderfs("mode=666")
+    service = actor(mounted, "open", "manager")
+    assert GIVEN == actor(mounted, "as 1000", "open").do("give pipe")
+    assert "1 hello" == service.do("take")
+    injector = injector_of(mounted.server)
+    links = {re.sub(r"\d+", "", str(link.readlink())) for link in Path(f"/proc/{injector}/fd").iterdir()}
+    for task in Path(f"/proc/{injector}/task").iterdir():
+        status = dict(re.findall(r"^(\w+):\s*(.*)$", (task / "status").read_text(), re.MULTILINE))
+        both = f"{1 << CAP_SYS_PTRACE | 1 << CAP_SYS_ADMIN:016x}"
+
+        assert [both, both] == [status[name] for name in ("CapPrm", "CapEff")]
+        assert ["0" * 16, "0" * 16] == [status[name] for name in ("CapInh", "CapAmb")]
+        assert "1" == status["NoNewPrivs"]
+        # The kernel lets no filtered process suspend the filter of another one.
+        assert "0" == status["Seccomp"]
+    assert {"/dev/null", "socket:[]"} == links
 
 
 def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -> None:
