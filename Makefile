@@ -100,6 +100,6 @@ sanitize: setup
 
 clean:
 	rm -rf $(VENV) build dist mutants *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .coverage htmlcov
-	rm -f binderfs_fuse/*.so binderfs_fuse/*/*.so binderfs_fuse/_uapi.c binderfs_fuse/_system.c binderfs_fuse/_ptrace.c
+	rm -f binderfs_fuse/*.so binderfs_fuse/*/*.so binderfs_fuse/_uapi.c binderfs_fuse/_system.c binderfs_fuse/_host.c
 	rm -f $(PROGRAMS)
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

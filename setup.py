@@ -14,7 +14,7 @@ from setuptools import setup
 from setuptools.command.build_ext import build_ext
 from setuptools.modified import newer_group
 
-BUILDERS = ["_uapi_build", "_ptrace_build", "_system_build"]
+BUILDERS = ["_uapi_build", "_host_build", "_system_build"]
 
 HOST = Path("binderfs_fuse/host")
 PROGRAMS = {

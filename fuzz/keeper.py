@@ -23,7 +23,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
-from binderfs_fuse._ptrace import ffi, lib
+from binderfs_fuse._host import ffi, lib
 from fuzz.choices import EXTREMES, Choices
 
 if TYPE_CHECKING:

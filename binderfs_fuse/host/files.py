@@ -54,7 +54,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse import complaints
-from binderfs_fuse._ptrace import ffi, lib
+from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import tasks
 
 if TYPE_CHECKING:

@@ -23,7 +23,7 @@ import resource
 import struct
 from typing import Final
 
-from binderfs_fuse._ptrace import lib
+from binderfs_fuse._host import lib
 
 DAC_READ_SEARCH: Final = 2
 SYS_PTRACE: Final = 19

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from binderfs_fuse._ptrace import ffi, lib
+from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import files as host_files
 from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, injector_pid, is_keeper, keeper_pid
 from tests.conftest import LogWatch

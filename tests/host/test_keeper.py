@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse._ptrace import ffi, lib
+from binderfs_fuse._host import ffi, lib
 from tests.mounts import CHECKOUT
 
 HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse._ptrace import lib
+from binderfs_fuse._host import lib
 from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
 from tests.hostile.conftest import PATIENCE, Actor, descriptors_of, injector_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on

@@ -1,4 +1,4 @@
-"""Builds ``binderfs_fuse._ptrace`` from what a server needs of ``host``; Python sees what the headers declare."""
+"""Builds ``binderfs_fuse._host`` from what a server needs of ``host``; Python sees what the headers declare."""
 
 import runpy
 from pathlib import Path
@@ -17,7 +17,7 @@ INCLUDED = ("filter.h", "injector_protocol.h", "keeper_protocol.h", "message.h")
 for name in HEADERS:
     ffibuilder.cdef(declarations((HERE / "host" / name).read_text()))
 ffibuilder.set_source(
-    "binderfs_fuse._ptrace",
+    "binderfs_fuse._host",
     "\n".join(f'#include "{name}"' for name in HEADERS),
     sources=[f"binderfs_fuse/host/{name}" for name in SOURCES],
     include_dirs=["binderfs_fuse/host"],
