@@ -158,7 +158,7 @@ int confine_server(int syslog)
         ALLOW(exit),
         ALLOW(exit_group),
         /* The end. */
-        ALLOW_IF(umount2, CHECK(1, WHOLE, MNT_DETACH | UMOUNT_NOFOLLOW)),
+        ALLOW_IF(umount2, CHECK(1, WHOLE, MNT_DETACH)),
         /* What older machines have beside the calls above. */
 #ifdef SYS_epoll_wait
         ALLOW(epoll_wait),
