@@ -128,7 +128,7 @@ def test_server_holds_no_descriptors_of_others(tmp_path: Path, inherited: str, *
 
 # What is allowed, against expectation, does no harm: it is about nothing that there is.
 CONFINED = """
-import ctypes, fcntl, mmap, os, socket, sys
+import ctypes, fcntl, mmap, os, resource, socket, sys
 from binderfs_fuse.host import privileges
 libc = ctypes.CDLL(None, use_errno=True)
 nowhere = "/nowhere/binder-confined"
