@@ -189,6 +189,7 @@ class Channel:
         self.closed.set()
         self._hang_up()
         ended = self.crew.stop()
+        self._devices.stop()
         self._pump_thread.join()
         self._ours.close()
         if ended and self._fuse_fd >= 0:

@@ -341,6 +341,10 @@ class DevicePlane:
             lib.EVENT_SHORT: self._short,
         }
 
+    def stop(self) -> None:
+        """Let the threads of transfers end: the connection is gone."""
+        self._installer.close()
+
     # The tree's side.
 
     def open(self, handle: int, inode: int, context: Context, tid: int, uid: int, flags: int) -> Open:
