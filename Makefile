@@ -6,7 +6,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 PYTHON_BIN := $(BIN)/python
 
-.PHONY: setup install uninstall manual demo test coverage mutation conformance record lint format bench soak fuzz sanitize clean
+.PHONY: setup install uninstall manual demo test coverage mutation conformance record lint format bench soak races fuzz sanitize clean
 
 setup: $(VENV)/.built
 
@@ -89,6 +89,10 @@ DURATION ?= 600
 
 soak: setup
 	$(PYTHON_BIN) -m tests.soak --seconds $(DURATION)
+
+# Transfers raced against execution: a hundred thousand take a quarter of an hour.
+races: setup
+	BINDERFS_FUSE_RACES=$(COUNT) $(BIN)/pytest tests/host/test_attacks.py -k executed
 
 fuzz: setup
 	$(BIN)/pip install -qq --disable-pip-version-check 'atheris>=2.3'

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
-NEEDED = ("trio", "pyfuse3", "binderfs_fuse._uapi", "binderfs_fuse._system")
+NEEDED = ("trio", "pyfuse3", "binderfs_fuse._uapi", "binderfs_fuse._system", "binderfs_fuse._host")
 
 
 def main() -> int:

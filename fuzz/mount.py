@@ -445,15 +445,16 @@ class Mount:
     def _do_job(self) -> None:
         entries = self.crew._clock._entries
         if not self._do_work() and entries:
-            _, _, job, arguments = heapq.heappop(entries)
-            job(*arguments)
+            _, _, timer = heapq.heappop(entries)
+            if timer.job is not None:
+                timer.job(*timer.arguments)
         self._hear()
 
     def _do_work(self) -> bool:
         return any(pool.do_one() for pool in self._pools())
 
     def _pools(self) -> Sequence[Pool]:
-        return self.crew.workers, self.crew.client_workers, self.crew.turn_worker
+        return self.crew.workers, self.crew.client_workers, self.crew.turn_worker, self.crew.end_workers
 
     def _look(self) -> None:
         self._plane.look(idle=self.choices.rarely(2))

@@ -142,7 +142,10 @@ class SetScheduling:
 
 @final
 class Turn:
-    """Let other steps go first: this one has touched a chunk of elements, and has more to touch. Answered with None."""
+    """Let other steps go first: this one has touched a chunk of elements, and has more to touch.
+
+    Answered with None, or with True where the caller is being killed: a write then ends behind the last command.
+    """
 
     __slots__ = ()
 

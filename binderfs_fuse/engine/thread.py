@@ -36,7 +36,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_right
-from errno import EAGAIN, EFAULT, EINVAL, ENOMEM
+from errno import EAGAIN, EFAULT, EINTR, EINVAL, ENOMEM
 from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import uapi
@@ -98,8 +98,8 @@ POLL: Final = 0x20
 U64: Final = 0xFFFF_FFFF_FFFF_FFFF
 # A read goes on while there is room for the largest item: a command and a binder_transaction_data_secctx.
 _ROOM: Final = 4 + uapi.binder_transaction_data_secctx.size
-# How much of a write buffer is fetched at once.
-_CHUNK: Final = 65536
+# How much of a write buffer is fetched at once: a call that waits for its turn keeps it.
+_CHUNK: Final = 4096
 # What a transaction counts for, where another command counts for 1 of the elements between two turns.
 _TRANSACTION_WEIGHT: Final = 16
 
@@ -327,7 +327,9 @@ class Thread:
                 write_consumed = _wrapped(stream.position)
                 if self.left <= 0:
                     self.left = process.engine.chunk
-                    yield TURN
+                    if (yield TURN):
+                        error = -EINTR
+                        break
             if error:
                 read_consumed = 0
         data: bytearray | bytes = b""

@@ -68,7 +68,7 @@ from binderfs_fuse.engine.effects import (
     conclude,
 )
 from binderfs_fuse.fuse.channel import plain
-from binderfs_fuse.fuse.lane import Lane
+from binderfs_fuse.fuse.lane import Lane, Timer
 from binderfs_fuse.fuse.transfer import Transfer
 from binderfs_fuse.fuse.turns import Passage, Turns
 from binderfs_fuse.host import files, memory, tasks
@@ -114,6 +114,10 @@ _SEEK_AGAIN: Final = 1000
 _NEVER: Final = float("inf")
 # How often it is looked whether a client that cannot be answered is being killed.
 _KILL_INTERVAL: Final = 0.1
+# So many callers of an open are remembered beside those that have threads in the engine.
+_TASKS: Final = 64
+# A signal that is no kill has it looked at for as long as it is not answered: ever more seldom.
+_KILL_INTERVAL_MAX: Final = 2.0
 
 # The head of `struct record`, and where an ioctl's argument lies in the message.
 _unpack_record: Final = struct.Struct("=QQQIIIIIii").unpack_from
@@ -164,7 +168,8 @@ class Open:
         self.inode = inode
         self.identity = identity
         self.process = process
-        self.region = region
+        # A Region, until the open is over.
+        self.region: Any = region
         self.nonblocking = nonblocking
         self.looks = _LOOKS_AGAIN if nonblocking else _LOOKS_AT_FIRST
         self.backing_id = 0
@@ -182,6 +187,7 @@ class Call:
 
     `send`         resumes its step; `over` says that the step has ended
     `argument`     the address of the ioctl's argument; `out_size` bytes may be laid over it
+    `timer`        ends the wait, where that has a time
     `wait`         what it is parked on now; `parked` says that it ever was, or took a turn
     `interrupted`  it is not to be parked any more
     `let_go`       nothing of its task is to be touched any more: it may be answered before its step ends
@@ -201,6 +207,7 @@ class Call:
         "parked",
         "send",
         "task",
+        "timer",
         "unique",
         "wait",
     )
@@ -214,6 +221,7 @@ class Call:
         self.send: Callable[[Any], Effect | Outcome] = _unmade
         self.over = False
         self.wait: Wait | None = None
+        self.timer: Timer | None = None
         self.parked = False
         self.interrupted = False
         self.let_go = False
@@ -226,6 +234,10 @@ class Call:
         # What the engine keeps must not keep the call, and with it the open.
         self.wait.owner = None
         self.wait = None
+        # What waits for its time must not keep it either.
+        if self.timer is not None:
+            self.timer.cancel()
+            self.timer = None
 
     def answer(self, outcome: Outcome) -> Answer:
         """Make the answer that an outcome stands for."""
@@ -267,7 +279,9 @@ def _unperformed(effect: Effect) -> Any:
 
 
 class _Nowhere:
-    """The region of a process that is over."""
+    """The region of a process that is over, whatever kind it was of."""
+
+    kind: Final = Kind.PASSTHROUGH
 
     def store(self, offset: int, data: bytes | bytearray) -> None:
         """Forget it."""
@@ -399,7 +413,7 @@ class DevicePlane:
         """A descriptor of this open was closed; never waits."""
         opened = self.opens.get(handle)
         if opened is not None:
-            self._crew.post(self._flush, opened)
+            self._crew.post_end(opened.identity.euid, self._flush, opened)
 
     def release(self, handle: int) -> None:
         """The kernel has let go of this open, of a device or of binder-control; never waits."""
@@ -409,7 +423,7 @@ class DevicePlane:
                 opened.released = True
                 if opened.let_go:
                     return
-            self._crew.post(self._release, opened)
+            self._crew.post_end(opened.identity.euid, self._release, opened)
 
     def ioctl_without_argument(self, inode: int, caller: Task, command: int) -> int:
         """Carry out an ioctl on the open with this inode, whose argument, NULL, FUSE did not let through.
@@ -449,6 +463,8 @@ class DevicePlane:
                 process.region = _NOWHERE
             self._engine.freed.clear()
             del self._by_process[opened.process]
+            # A call that is still under way must not keep the region.
+            opened.region = _NOWHERE
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
 
@@ -516,8 +532,8 @@ class DevicePlane:
         task = Task(tid, pid, euid, nice)
         if self._android:
             task.scheduling = tasks.scheduling(tid)
-        if len(opened.tasks) > 2 * self._engine.limits.threads:
-            # Most of them are gone.
+        if len(opened.tasks) > _TASKS + 2 * len(opened.process.threads):
+            # Most of them are gone, or had no thread in the engine, which limits these.
             opened.tasks.clear()
         opened.tasks[tid] = task
         return task
@@ -573,9 +589,10 @@ class DevicePlane:
         opened = self.opens.get(handle)
         if opened is None:
             return self._channel.relay(lane)
-        if opened.region.kind is Kind.PASSTHROUGH:
+        region = opened.region
+        if region.kind is Kind.PASSTHROUGH:
             return plain(lane.fields.unique, -errno.EINVAL)
-        return plain(lane.fields.unique, 0, opened.region.read(offset, size))
+        return plain(lane.fields.unique, 0, region.read(offset, size))
 
     def _flush_request(self, lane: Lane) -> Answer | None:
         """Let the tree serve the close of a descriptor, but for one of the keeper's.
@@ -637,7 +654,7 @@ class DevicePlane:
         server = next(iter(self._crew.lanes_serving(unique)), None)
         return None, server.fields.tid if server is not None else 0
 
-    def _let_go(self, unique: int) -> None:
+    def _let_go(self, unique: int, delay: float = _KILL_INTERVAL) -> None:
         """Answer for a call whose thread is stuck, if its client is being killed; if not, look again in a while.
 
         Without an answer the client could not die, nor let go of the memory that the thread is stuck in. With it, its
@@ -666,7 +683,7 @@ class DevicePlane:
             if untouched or tasks.is_being_copied(tid):
                 self._channel.answer(_result(unique, _EINTR))
                 return
-        self._crew.after(_KILL_INTERVAL, self._let_go, unique)
+        self._crew.after(delay, self._let_go, unique, min(2 * delay, _KILL_INTERVAL_MAX))
 
     # The watcher's side.
 
@@ -795,7 +812,11 @@ class DevicePlane:
         if self._crew.leader is not lane:
             lib.channel_ring(self._core)
         if wait.timeout_ms is not None:
-            self._crew.after(wait.timeout_ms / 1000, self._resume_from, call, wait, _ETIMEDOUT)
+            call.timer = self._crew.after(wait.timeout_ms / 1000, self._resume_from, call, wait, _ETIMEDOUT)
+            with self._lock:
+                # It may have been woken before there was a timer to cancel.
+                if call.wait is not wait:
+                    call.timer.cancel()
 
     def _take_turn(self, lane: Lane, call: Call) -> None:
         """Have a call go on when its turn comes."""
@@ -815,7 +836,7 @@ class DevicePlane:
         try:
             self._lock.acquire()  # _send() releases it
             self._queued.discard(call)
-            effect = self._send(lane, call, None)
+            effect = self._send(lane, call, True if call.let_go else None)
             if type(effect) is Turn:
                 self._take_turn(lane, call)
             elif type(effect) is Wait:
@@ -895,7 +916,7 @@ class DevicePlane:
             opened = call.open
             opened.let_go -= 1
             if opened.released and not opened.let_go:
-                self._crew.post(self._release, opened)
+                self._crew.post_end(opened.identity.euid, self._release, opened)
 
     def _woken(self) -> tuple[list[tuple[Call, int]], list[int]]:
         """Take what the engine has made ready: calls to resume, and who is to poll again; the engine is locked."""

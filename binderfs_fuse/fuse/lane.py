@@ -229,6 +229,7 @@ class Crew:
         self.client_workers = Pool(limits.workers, self._start_worker, limits.worker_reserve)
         # One thread, which does slices of long steps (turns.py).
         self.turn_worker = Pool(1, self._start_worker)
+        self.end_workers = Pool(limits.workers, self._start_worker)
         self._clock = Clock(self.post)
 
     def start(self) -> None:
@@ -252,6 +253,7 @@ class Crew:
         self.workers.stop()
         self.client_workers.stop()
         self.turn_worker.stop()
+        self.end_workers.stop()
         deadline = time.monotonic() + _STUCK_SECONDS
         for thread in threads:
             thread.join(timeout=max(0.0, deadline - time.monotonic()))
@@ -266,9 +268,14 @@ class Crew:
         accounts = ((handle, self._quotas.workers_per_handle),)
         self.client_workers.post(job, *arguments, accounts=accounts, user=_USER | uid)
 
-    def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> None:
+    def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> Timer:
         """Have a worker call `job` in a while."""
-        self._clock.after(seconds, job, *arguments)
+        return self._clock.after(seconds, job, *arguments)
+
+    def post_end(self, uid: int, job: Callable[..., object], *arguments: Any) -> None:
+        """Have a worker call `job`, which takes as many turns as this user has left behind; never waits."""
+        accounts = ((_USER | uid, self._quotas.ends_per_user),)
+        self.end_workers.post(job, *arguments, accounts=accounts)
 
     def put_off(self, lane: Lane) -> bool:
         """Keep the request at hand for later if it is one that has to wait; tell whether it was."""
@@ -482,30 +489,63 @@ class Crew:
         self._find_rescuer()
 
 
+class Timer:
+    """A job whose time has not come yet; `cancel` drops it, and what it holds."""
+
+    __slots__ = ("_clock", "arguments", "job")
+
+    def __init__(self, clock: Clock, job: Callable[..., object], arguments: tuple[Any, ...]) -> None:
+        self._clock = clock
+        self.job: Callable[..., object] | None = job
+        self.arguments = arguments
+
+    def cancel(self) -> None:
+        """Do not do it. Nothing if its time has come."""
+        self._clock.cancel(self)
+
+
 class Clock:
     """Hands jobs over when their time has come; has a thread only while there are any."""
 
     def __init__(self, post: Callable[..., None]) -> None:
         self._post = post
         self._changed = threading.Condition()
-        self._entries: list[tuple[float, int, Callable[..., object], tuple[Any, ...]]] = []
+        self._entries: list[tuple[float, int, Timer]] = []
+        self._cancelled = 0
         self._ids = itertools.count()
         self._running = False
 
-    def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> None:
+    def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> Timer:
         """Post `job` in a while."""
+        timer = Timer(self, job, arguments)
         with self._changed:
-            heapq.heappush(self._entries, (time.monotonic() + seconds, next(self._ids), job, arguments))
+            heapq.heappush(self._entries, (time.monotonic() + seconds, next(self._ids), timer))
             self._changed.notify()
             if self._running:
-                return
+                return timer
             self._running = True
         threading.Thread(target=self._run, name="binder-clock", daemon=True).start()
+        return timer
+
+    def cancel(self, timer: Timer) -> None:
+        """Drop a job. Its entry goes when its time comes, or when most entries are such."""
+        with self._changed:
+            if timer.job is None:
+                return
+            timer.job = None
+            timer.arguments = ()
+            self._cancelled += 1
+            if 2 * self._cancelled > len(self._entries):
+                self._entries = [entry for entry in self._entries if entry[2].job is not None]
+                heapq.heapify(self._entries)
+                self._cancelled = 0
+                self._changed.notify()
 
     def stop(self) -> None:
         """Forget all jobs."""
         with self._changed:
             self._entries.clear()
+            self._cancelled = 0
             self._changed.notify()
 
     def _run(self) -> None:
@@ -515,6 +555,11 @@ class Clock:
                 if due > 0:
                     self._changed.wait(due)
                     continue
-                _, _, job, arguments = heapq.heappop(self._entries)
-                self._post(job, *arguments)
+                _, _, timer = heapq.heappop(self._entries)
+                job = timer.job
+                if job is None:
+                    self._cancelled -= 1
+                    continue
+                timer.job = None
+                self._post(job, *timer.arguments)
             self._running = False

@@ -34,6 +34,7 @@ class Quotas:
     `workers`          threads for everything else, of each kind
     `worker_reserve`   so many of those that may be stuck are only for users that hold up none
     `workers_per_handle` such threads that one open may have
+    `ends_per_user`    closes of descriptors and ends of opens that are under way for one user at a time
     """
 
     lanes: int = 128
@@ -42,6 +43,7 @@ class Quotas:
     workers: int = 64
     worker_reserve: int = 8
     workers_per_handle: int = 4
+    ends_per_user: int = 2
 
 
 DEFAULT: Final = Quotas()

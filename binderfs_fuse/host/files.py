@@ -83,12 +83,13 @@ class _Program:
     `purpose` says in the log what it does.
     """
 
-    def __init__(self, control: int, pid: int, purpose: str) -> None:
+    def __init__(self, control: int, pid: int, purpose: str, open_channel: Callable[[int], int]) -> None:
         if control < 0:
             raise OSError(-control, os.strerror(-control))
         self.pid = pid
         self._control = control
         self._purpose = purpose
+        self._open_channel = open_channel
         self._channels: list[int] = []
         self._gone = False
 
@@ -97,7 +98,7 @@ class _Program:
         try:
             return self._channels.pop()
         except IndexError:
-            channel: int = lib.keeper_open(self._control)
+            channel = self._open_channel(self._control)
             return channel if channel >= 0 else self.meaning(channel)
 
     def release(self, channel: int, *, reusable: bool) -> None:
@@ -128,7 +129,7 @@ class _Keeper(_Program):
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
         control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), pid)
-        super().__init__(control, pid[0], "holds files")
+        super().__init__(control, pid[0], "holds files", lib.keeper_open)
 
     @property
     def control(self) -> int:
@@ -157,7 +158,7 @@ class _Injector(_Program):
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
         control = lib.injector_start(os.fsencode(_FOLDER / "injector"), keeper.control, filters, pid)
-        super().__init__(control, pid[0], "installs files")
+        super().__init__(control, pid[0], "installs files", lib.injector_open)
 
     def is_seizing(self, tid: int) -> bool:
         """Tell whether a thread of it is blocked in PTRACE_SEIZE of a task.

@@ -6,7 +6,8 @@
  * -------------------
  * Whatever reaches into a client with ptrace must be free of any system call filter: else the kernel does not let it
  * suspend the client's. The server, which reads what clients say, is better off with one. So this program does the
- * tracing, and nothing else. It is small enough to be read in one sitting: this file, ptrace.c and message.c.
+ * tracing, and nothing else. It is small enough to be read in one sitting: this file, ptrace.c, keeper_client.c and
+ * message.c.
  *
  * The server has one socket to it, `control`, and a channel for each task that is traced at a time. Over control come
  * the ends of new channels, over a channel the orders for one task. Each channel has a thread, since ptrace knows

@@ -113,6 +113,7 @@ static struct record *records;
 static int records_count;
 static struct user *users; /* that have files; the first is next to have one closed */
 static int unclosed, claimed;
+static int held; /* by all users */
 static int closers, idle_closers, wakes; /* a closer that has been woken is not idle any more */
 
 static time_t now(void)
@@ -123,10 +124,12 @@ static time_t now(void)
     return time.tv_sec;
 }
 
-/* Tells whether a user has too many files that cannot be closed, or just too many; the lock is held. */
+/* Tells whether a user has too many files that cannot be closed, or as many as are still free, or more; the lock is held.
+ * The reserve is for users that hold none, and for the sockets by which files leave. */
 static int has_too_many(const struct user *user)
 {
-    return (user->unclosed >= KEEPER_USER_UNCLOSED && now() - user->closed > 1) || user->files >= records_count / 2;
+    return (user->unclosed >= KEEPER_USER_UNCLOSED && now() - user->closed > 1)
+           || user->files >= records_count - records_count / KEEPER_RESERVE - held;
 }
 
 /* Gives room for one more file of a user; NULL if there is none. */
@@ -146,8 +149,10 @@ static struct user *admit(uint32_t id)
     } else if (has_too_many(user)) {
         user = NULL;
     }
-    if (user != NULL)
+    if (user != NULL) {
         user->files++;
+        held++;
+    }
     pthread_mutex_unlock(&lock);
     return user;
 }
@@ -157,6 +162,7 @@ static void dismiss(struct user *user)
 {
     struct user **link;
 
+    held--;
     if (--user->files > 0)
         return;
     for (link = &users; *link != user; link = &(*link)->next)

@@ -11,6 +11,7 @@
 #define KEEPER_CLOSERS 128       /* threads that may be in close() at a time */
 #define KEEPER_USER_CLOSERS 4    /* those with files of one user */
 #define KEEPER_USER_UNCLOSED 256 /* of one user that may wait, with none closed for a second, before it gets EMFILE */
+#define KEEPER_RESERVE 8         /* one part of so many of all files, for users that hold none and for sockets */
 #define KEEPER_FILES 65536       /* descriptors, where the limit of the process allows as many */
 
 #define KEEPER_BATCH 32          /* files of one keeper_send; SCM_MAX_FD is 253, but the receiver's stack may be small */

@@ -14,6 +14,7 @@
  *     close               the lowest number is free again
  *     recvmsg             the kernel installs the files
  *     close               the socket goes
+ *     prlimit             where the table is full, or the stack has yet to grow
  *
  * In between, the keeper takes the socket with pidfd_getfd, checks what it is, connects it to a socket of its own, and
  * sends the files into that. At last the task gets its own registers back. A transferred descriptor is never closed in
@@ -28,7 +29,7 @@
  *                 -> STOPPED, or -> GONE.
  *     STOPPED     stopped by us. Nobody else can make it run.
  *                 -> ENTERING by inject(); -> released by tracee_release(); -> GONE.
- *     ENTERING    it runs one instruction of the client's memory, which another thread may have changed.
+ *     ENTERING    it is to run one instruction of the client's memory, but another thread may have changed that.
  *                 -> CALLING, if it stops at the entry of our call with our number and arguments.
  *                 -> OUT OF STEP, if it stops at the entry of any other call, which is then made none, or at a signal.
  *                 It may also run code of the client's for as long as that likes. It makes no system call meanwhile, for

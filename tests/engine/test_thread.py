@@ -116,22 +116,22 @@ def test_a_command_cut_off_by_the_size_is_read_on(manager: Client, client: Clien
 
 
 def test_long_writes_are_read_in_chunks(client: Client) -> None:
-    """64 KiB at a time, and from the beginning of a command that a chunk cuts off."""
-    stream = command(uapi.BC_INCREFS, 5) * 8192 + ENTER + command(uapi.BC_INCREFS, 5)
+    """4 KiB at a time, and from the beginning of a command that a chunk cuts off."""
+    stream = command(uapi.BC_INCREFS, 5) * 512 + ENTER + command(uapi.BC_INCREFS, 5)
     call = client.begin(stream, fetched=False).drive()
 
     assert (0, len(stream)) == (call.error, call.write_consumed)
-    assert [65536, 12] == [effect.size for effect in call.effects if isinstance(effect, CopyIn)]
+    assert [4096, 12] == [effect.size for effect in call.effects if isinstance(effect, CopyIn)]
 
 
 def test_a_payload_that_a_chunk_cuts_off_is_read_again(client: Client) -> None:
     """A chunk that ends behind a command's number: the next begins with the payload."""
-    stream = ENTER + command(uapi.BC_INCREFS, 5) * 8192
+    stream = ENTER + command(uapi.BC_INCREFS, 5) * 512
     call = client.begin(stream, fetched=False).drive()
 
     assert (0, len(stream)) == (call.error, call.write_consumed)
-    assert [65536, 4] == [effect.size for effect in call.effects if isinstance(effect, CopyIn)]
-    assert 8192 == counted(client.process.stats)["BC_INCREFS"]
+    assert [4096, 4] == [effect.size for effect in call.effects if isinstance(effect, CopyIn)]
+    assert 512 == counted(client.process.stats)["BC_INCREFS"]
 
 
 def test_fetched_commands_may_be_a_part(client: Client) -> None:

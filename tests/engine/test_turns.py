@@ -33,6 +33,17 @@ def test_a_long_write_gives_turns(client: Client) -> None:
     assert MANY // 64 == turns_of(call)
 
 
+def test_a_long_write_ends_where_its_caller_is_killed(client: Client) -> None:
+    """At a turn it can be told so: it ends with EINTR behind the last command, and the rest is not carried out."""
+    call = client.begin(command(uapi.BC_ENTER_LOOPER) * MANY)
+    while call.advance() and not isinstance(call.effect, Turn):
+        pass
+    call.advance(answer=True)
+
+    assert -errno.EINTR == call.error
+    assert 64 * 4 == call.write_consumed
+
+
 def test_a_short_write_gives_none(client: Client) -> None:
     """A call with what usually goes before it is done without."""
     call = client.write(command(uapi.BC_FREE_BUFFER, 0), client.transaction())

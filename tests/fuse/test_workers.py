@@ -1,10 +1,12 @@
 """Pools of threads, with real threads."""
 
 import threading
+import weakref
 from collections.abc import Iterator
 
 import pytest
 
+from binderfs_fuse.fuse.lane import Clock
 from binderfs_fuse.fuse.workers import Pool
 from tests.fuse.conftest import until
 
@@ -139,3 +141,23 @@ def test_a_job_that_fails_costs_nobody_a_thread(threads: list[threading.Thread],
     assert done.acquire(timeout=20)
     assert 1 == len(threads)
     pool.stop()
+
+
+def test_a_cancelled_timer_keeps_nothing() -> None:
+    """A job that is dropped before its time is not done, and what it was to be given is let go of at once."""
+
+    class Held:
+        pass
+
+    clock = Clock(lambda *_: None)
+    held = Held()
+    gone = weakref.ref(held)
+    timers = [clock.after(1e6, print, held) for _ in range(1000)]
+    del held
+    for timer in timers:
+        timer.cancel()
+        timer.cancel()
+
+    assert gone() is None
+    assert len(clock._entries) <= 1
+    clock.stop()

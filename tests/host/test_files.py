@@ -179,15 +179,21 @@ def install(
 
 def own_descriptors() -> set[Path]:
     """Return the descriptors that this process has open, but for idle channels to the keeper and the injector."""
-    programs = (host_files._keeper, host_files._injector)
-    channels = {channel for program in programs if program is not None for channel in program._channels}
+    programs = (host_files._keeper_of_all(), host_files._injector_of_all())
+    channels = {channel for program in programs for channel in program._channels}
     # The listing shows its own descriptor, which is closed by now.
     return {path for path in Path("/proc/self/fd").iterdir() if int(path.name) not in channels and path.is_symlink()}
 
 
 def kept() -> int:
-    """Return how many descriptors the keeper has open."""
-    return len(list(Path(f"/proc/{keeper_pid()}/fd").iterdir()))
+    """Return how many descriptors the keeper has open, but for its ends of channels."""
+    channels = len(host_files._keeper_of_all()._channels)
+    injector = injector_pid()
+    # Each thread of a channel has that, and one to the keeper once it has installed files.
+    threads = len(list(Path(f"/proc/{injector}/task").iterdir())) - 1
+    links = [str(link.readlink()) for link in Path(f"/proc/{injector}/fd").iterdir() if link.is_symlink()]
+    channels += sum(link.startswith("socket:") for link in links) - 2 - threads
+    return len(list(Path(f"/proc/{keeper_pid()}/fd").iterdir())) - channels
 
 
 def until(condition: Callable[[], object]) -> None:

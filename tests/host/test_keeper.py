@@ -8,6 +8,7 @@ import re
 import socket
 import struct
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -295,3 +296,27 @@ def test_only_held_files_are_sent(keeper: Keeper, opened: Callable[[socket.socke
     assert -errno.EBADF == keeper.send(number, number)
     number = keeper.take_socket(receiver.fileno())
     assert 0 == keeper.send(number, file)
+
+
+def test_users_leave_a_share_of_files_to_the_next() -> None:
+    """However many files some users have on their way, the next one has room for some, though for fewer."""
+    program = f"""
+import os, resource
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+from binderfs_fuse._host import ffi, lib
+control = lib.keeper_start({os.fsencode(CHECKOUT / "binderfs_fuse/host/keeper")!r}, ffi.new("int *"))
+channel = lib.keeper_open(control)
+for user in range(1, 5):
+    count = 0
+    while lib.keeper_take(channel, os.getpid(), 0, user) >= 0:
+        count += 1
+    print(count)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", program], cwd=CHECKOUT, stdin=subprocess.DEVNULL, capture_output=True, check=True
+    )
+    counts = [int(line) for line in done.stdout.split()]
+
+    assert 4 == len(counts)
+    assert sorted(counts, reverse=True) == counts
+    assert counts[-1] > 0

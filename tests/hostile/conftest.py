@@ -83,6 +83,15 @@ def descriptors_of(pid: int) -> int:
     return sum(1 for _ in Path(f"/proc/{pid}/fd").iterdir())
 
 
+def files_of(pid: int) -> int:
+    """Return how many descriptors a process has open that are no sockets: a keeper has a socket for each channel."""
+    links = []
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            links.append(str(link.readlink()))
+    return sum(not link.startswith("socket:") for link in links)
+
+
 def keeper_of(server: int) -> int:
     """Return the process that holds files for a server: its child of that name."""
     return _child(server, "binder-keeper")

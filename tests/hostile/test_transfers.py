@@ -12,7 +12,7 @@ import pytest
 
 from binderfs_fuse._host import lib
 from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
-from tests.hostile.conftest import PATIENCE, Actor, descriptors_of, injector_of, keeper_of, until
+from tests.hostile.conftest import PATIENCE, Actor, files_of, injector_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on
 from tests.hostile.test_faults import ENDED
 from tests.mounts import Mounted, mount_py
@@ -100,11 +100,11 @@ def test_files_that_cannot_be_closed(mounted: Mounted, actor: Start, hung: Hung)
     sink.kill()
     until(lambda: related.do("give pipe") == "BR_FAILED_REPLY -24" or service.do("take") != "1 hello")
     keeper = keeper_of(mounted.server)
-    held = descriptors_of(keeper)
+    held = files_of(keeper)
     for _ in range(20):
         assert GIVEN == client.do("give pipe")
         assert "1 hello" == service.do("take")
-    until(lambda: descriptors_of(keeper) <= held)
+    until(lambda: files_of(keeper) <= held)
     refused = related.do("give pipe")
     server.stdin.close()
     until(lambda: related.do("give pipe") == GIVEN)
@@ -123,7 +123,7 @@ def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Moun
     assert GIVEN == actor(mounted, "as 1000", "open").do("give pipe")
     assert "1 hello" == service.do("take")
     keeper = keeper_of(mounted.server)
-    until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == 7)
+    until(lambda: len(list(Path(f"/proc/{keeper}/fd").iterdir())) == 8)
     links = [str(link.readlink()) for link in Path(f"/proc/{keeper}/fd").iterdir()]
     kinds = sorted(re.sub(r"\d+|/run/binder-keeper\.\w+", "", link) for link in links)
     for task in Path(f"/proc/{keeper}/task").iterdir():
@@ -134,8 +134,8 @@ def test_keeper_has_what_it_needs(options: tuple[str, ...], mount_binderfs: Moun
         assert ["0" * 16, "0" * 16] == [status[name] for name in ("CapInh", "CapAmb")]
         assert "1" == status["NoNewPrivs"]
         assert "2" == status["Seccomp"]
-    # Control, a channel, and what it accepts the connections of receivers by.
-    assert ["/dev/null", "/dev/null", "/dev/null", "/socket (deleted)", *["socket:[]"] * 3] == kinds
+    # Control, the server's channel, the injector's, and what it accepts the connections of receivers by.
+    assert ["/dev/null", "/dev/null", "/dev/null", "/socket (deleted)", *["socket:[]"] * 4] == kinds
 
 
 def test_injector_has_what_it_needs(mount_binderfs: Mount, actor: Start) -> None:
@@ -164,12 +164,12 @@ def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -
     sink = actor(mounted, "open", "manager")
     client = actor(mounted, "open")
     device = next(fd.name for fd in Path(f"/proc/{client.pid}/fd").iterdir() if fd.readlink().name == "binder")
-    before = descriptors_of(keeper)
+    before = files_of(keeper)
     assert GIVEN == client.do(f"give {device}")
-    until(lambda: descriptors_of(keeper) > before)
-    held = descriptors_of(keeper)
+    until(lambda: files_of(keeper) > before)
+    held = files_of(keeper)
     sink.kill()
-    until(lambda: descriptors_of(keeper) < held)
+    until(lambda: files_of(keeper) < held)
 
     state = (mounted.path / "binder_logs/state").read_text()
     assert f"proc {client.pid}\n" in state
