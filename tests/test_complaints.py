@@ -105,7 +105,7 @@ def test_clients_lines_go_nowhere_else() -> None:
     """What the serving parts log by themselves is what no client can bring about as often as it likes."""
     own = {
         ("channel.py", "reading from /dev/fuse"),
-        ("files.py", "which holds files for this one, is gone"),
+        ("files.py", "process %d, which %s for this one, is gone"),
         ("mounting.py", "stays mounted"),
         ("server.py", "there is no filter of system calls"),
         ("server.py", "serving %s"),

@@ -206,6 +206,10 @@ class Supervisor:
             self.loop.drop(served.socket.fileno())
             served.close()
         self._served.clear()
+        # The servers' programs are this process's children now. They end by themselves.
+        deadline = time.monotonic() + calls.PATIENCE
+        for child in calls.children():
+            calls.wait_for(child, deadline)
 
     # Signals and children.
 
