@@ -1,8 +1,8 @@
 """The compiled parts of the package; all else is in pyproject.toml.
 
-Three modules are C, built by cffi. So are the programs that a server executes: they stand beside the module that does
-so. What serves a call is plain Python, which mypyc compiles where it is installed: the
-same source runs without that, at a third of the speed (see binderfs_fuse/__init__.py).
+Three modules are C, built by cffi. Two programs are C, too: the server executes them, and they stand beside the module
+that starts them. What serves a call is plain Python, which mypyc compiles where it is installed. The same source runs
+without that, at a third of the speed (see binderfs_fuse/__init__.py).
 """
 
 import contextlib

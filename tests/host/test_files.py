@@ -215,16 +215,20 @@ def in_thread(work: Callable[[], None]) -> None:
         pool.submit(work).result()
 
 
+def end(program: host_files._Program | None) -> None:
+    """Hang up on a program that was started for one test, and wait for its end."""
+    assert program is not None
+    for fd in (program._control, *program._channels):
+        os.close(fd)
+    os.waitpid(program.pid, 0)
+
+
 @pytest.fixture
 def another_keeper(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Have files taken by a keeper that is started, by the thread that first takes one, for this test alone."""
     monkeypatch.setattr(host_files, "_keeper", None)
     yield
-    keeper = host_files._keeper
-    assert keeper is not None
-    for fd in (keeper._control, *keeper._channels):
-        os.close(fd)
-    os.waitpid(keeper.pid, 0)
+    end(host_files._keeper)
 
 
 @pytest.fixture
@@ -233,11 +237,7 @@ def another_injector(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     keeper_pid()
     monkeypatch.setattr(host_files, "_injector", None)
     yield
-    injector = host_files._injector
-    assert injector is not None
-    for fd in (injector._control, *injector._channels):
-        os.close(fd)
-    os.waitpid(injector.pid, 0)
+    end(host_files._injector)
 
 
 def without_capability(capability: int, work: Callable[[], None]) -> None:
