@@ -109,7 +109,7 @@ def _start_programs(filters: int) -> None:
     try:
         files.start_programs(filters)
     except OSError as error:
-        raise MountError(f"cannot start another process: {error.strerror}", error.errno or errno.EAGAIN) from error
+        raise MountError(f"cannot start {error.filename}: {error.strerror}", error.errno or errno.EAGAIN) from error
 
 
 def _texts(
