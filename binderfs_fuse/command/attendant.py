@@ -2,16 +2,13 @@
 
 Theory of operation. What a call says is in the caller's memory, and its path leads where the caller has it lead: both
 may be with a server that does not answer, or with one of the caller's own. So none of it is touched by the supervisor,
-which serves all callers. It forks an attendant for each call, which can wait, and can be killed. To be forked and to
-settle takes longer than to look at a call, so an attendant may have done so before there is one.
+which serves all callers. It forks an attendant for each call, which can wait, and can be killed.
 
-An attendant is told of its call, reads that, decides, and says so in one message (`Verdict`). Where it has mounted
-something it hands over the descriptor of /dev/fuse and waits: while it does, it holds the root of the mount, to take
-that away if there is no server for it. To mount, it enters the caller's namespaces, and takes the caller's rights to
-look for the place.
+An attendant reads the call, decides, and says so in one message (`Verdict`). Where it has mounted something it hands
+over the descriptor of /dev/fuse and waits: while it does, it holds the root of the mount, to take that away if there is
+no server for it. To mount, it enters the caller's namespaces, and takes the caller's rights to look for the place.
 
 Invariants:
-- An attendant looks at one call, and ends. What it has by then comes from the supervisor alone.
 - What is read of a caller by its thread id counts only if the caller still waited afterwards (`_waits`).
 - The open that an ioctl acts on comes from one reading of fdinfo, so it is a file that the caller has open. The mount
   that fdinfo names is pinned meanwhile, by an O_PATH descriptor: no other can get its number, and st_dev is that
@@ -40,7 +37,6 @@ from typing import TYPE_CHECKING, Final, NoReturn
 
 from binderfs_fuse.command import calls, options, seccomp
 from binderfs_fuse.command.daemon import close_inherited, leave_standard_descriptors
-from binderfs_fuse.command.seccomp import Notification
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.settings import MAX_DEVICES
@@ -51,6 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from binderfs_fuse.command.options import Options
+    from binderfs_fuse.command.seccomp import Notification
 
 TYPE: Final = b"binder"
 
@@ -147,45 +144,42 @@ class _ProceedError(Exception):
 class Attendant:
     """The process's side. `user_namespaces` are descriptors of those that the served mounts were made in, by device."""
 
-    _call: Notification
-
     def __init__(
-        self, listener: int, supervisor: socket.socket, user_namespaces: Mapping[int, int], base: Options
+        self,
+        listener: int,
+        supervisor: socket.socket,
+        notification: Notification,
+        user_namespaces: Mapping[int, int],
+        base: Options,
     ) -> None:
         self._listener = listener
         self._supervisor = supervisor
+        self._call = notification
         self._user_namespaces = user_namespaces
         self._base = base
         self._held = contextlib.ExitStack()
 
     def serve(self) -> NoReturn:
-        """Be the process that looks at a call, in a fresh child of the supervisor; that tells it which."""
+        """Be the process that looks at a call, in a fresh child of the supervisor."""
         try:
             calls.die_with_parent(signal.SIGKILL)
             calls.hide()
             leave_standard_descriptors()
             close_inherited({self._listener, self._supervisor.fileno(), *self._user_namespaces.values()})
-            told = self._supervisor.recv(seccomp.LONGEST)
-            if told:
-                self._call = Notification.unpack(told)
-                self._attend()
+            serve = {seccomp.IOCTL: self._ioctl, seccomp.MOUNT: self._mount, seccomp.FSOPEN: self._fsopen}
+            try:
+                # What is held keeps mounts busy, and the caller goes on as soon as the verdict is told.
+                with self._held:
+                    message = serve[self._call.call]()
+            except MountError as failure:
+                message = _answer(-failure.number)
+            except (OSError, _ProceedError):
+                # The caller is gone, or is not what this is made for.
+                message = Message(Verdict.PROCEED)
+            if message is not None:
+                self._supervisor.send(message.pack())
         finally:
             os._exit(0)
-
-    def _attend(self) -> None:
-        """Look at the call, and say what is to become of it."""
-        serve = {seccomp.IOCTL: self._ioctl, seccomp.MOUNT: self._mount, seccomp.FSOPEN: self._fsopen}
-        try:
-            # What is held keeps mounts busy, and the caller goes on as soon as the verdict is told.
-            with self._held:
-                message = serve[self._call.call]()
-        except MountError as failure:
-            message = _answer(-failure.number)
-        except (OSError, _ProceedError):
-            # The caller is gone, or is not what this is made for.
-            message = Message(Verdict.PROCEED)
-        if message is not None:
-            self._supervisor.send(message.pack())
 
     def _waits(self) -> None:
         """Make sure that what was read of the caller by its id was its own."""

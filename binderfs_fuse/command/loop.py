@@ -49,8 +49,8 @@ class Loop:
         if self._watches.pop(descriptor, None) is not None:
             self._poll.unregister(descriptor)
 
-    def turn(self, seconds: float | None = None) -> bool:
-        """Wait until a descriptor is ready, or for so long; call the handlers of all that are; tell whether any was."""
+    def turn(self, seconds: float | None = None) -> None:
+        """Wait until a descriptor is ready, or for so long; then call the handlers of all that are."""
         events = self._poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
         ready = [(descriptor, what, self._watches[descriptor]) for descriptor, what in events]
         for descriptor, what, watch in ready:
@@ -68,4 +68,3 @@ class Loop:
             if self._watches.get(descriptor) is watch:
                 self.drop(descriptor)
                 watch.gone()
-        return bool(ready)

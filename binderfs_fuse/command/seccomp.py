@@ -53,9 +53,6 @@ _ARGUMENT_HIGH: Final = 36
 _INSTRUCTION: Final = struct.Struct("=HBBI")
 _NOTIFICATION: Final = struct.Struct("=QIIiIQ6Q")
 _RESPONSE: Final = struct.Struct("=QqiI")
-_TOLD: Final = struct.Struct("=QI6Q")
-LONGEST: Final = _TOLD.size + max(map(len, (IOCTL, MOUNT, FSOPEN)))
-"""Bytes of the longest notification that is packed."""
 _RECEIVE: Final = 3 << 30 | _NOTIFICATION.size << 16 | ord("!") << 8 | 0
 _SEND: Final = 3 << 30 | _RESPONSE.size << 16 | ord("!") << 8 | 1
 _IS_VALID: Final = 1 << 30 | 8 << 16 | ord("!") << 8 | 2
@@ -126,16 +123,6 @@ class Notification:
     tid: int
     call: str
     arguments: tuple[int, ...]
-
-    def pack(self) -> bytes:
-        """Return it as bytes, `LONGEST` at most."""
-        return _TOLD.pack(self.id, self.tid, *self.arguments) + self.call.encode()
-
-    @classmethod
-    def unpack(cls, text: bytes) -> Notification:
-        """Read what `pack` returned."""
-        number, tid, *arguments = _TOLD.unpack_from(text)
-        return cls(number, tid, text[_TOLD.size :].decode(), tuple(arguments))
 
 
 def receive(listener: int) -> Notification | None:

@@ -13,8 +13,7 @@ the caller must have CAP_SYS_ADMIN, as for any mount. What it can say about the 
 knows of (`options.parse_data`); everything else about a server is for whoever started this.
 
 Theory of operation. One thread waits for everything (`loop`), and does nothing that could make it wait elsewhere. What
-reads a caller's memory or walks its path is a process apart for each call (`attendant`). One stands ready for the next
-call, started when nobody waited for anything; where it is in use, one is started then. A call is answered when its
+reads a caller's memory or walks its path is a process apart for each call (`attendant`). A call is answered when its
 attendant has said what is to become of it, and, where that takes a server, when that is ready or has answered. A user's
 calls can have half of the attendants that nobody else has (`_may_start`), so that one whose paths do not answer delays
 only itself. An attendant is killed after `calls.PATIENCE` seconds, and its call proceeds; it counts until it has ended.
@@ -24,9 +23,6 @@ Invariants:
   time.
 - Each call is answered once, and then only if it still waits, which the kernel sees to.
 - An attendant has let go of a mount before its call is answered: the caller may unmount it at once.
-- No attendant is told of a second call.
-- The attendant that stands ready knows all mounts that are served, and no other: it is replaced when these change
-  (`_dismiss`). And it does not outlast the listener, whose last descriptor lets callers go.
 - A child's id is used only until it has been waited for, which `_reap` and `stop` alone do.
 """
 
@@ -65,7 +61,7 @@ if TYPE_CHECKING:
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
 _ATTENDANTS: Final = 64
-"""Attendants at a time, in all, beside the one that stands ready."""
+"""Attendants at a time, in all."""
 _MOST_WAITING: Final = 1024
 """Calls of one user that wait for an attendant; further ones get ENOMEM."""
 _MOST_REPORT: Final = 1 << 16
@@ -87,14 +83,6 @@ class Served:
         """Let go of it."""
         self.socket.close()
         os.close(self.user_namespace)
-
-
-@dataclass(frozen=True, slots=True)
-class _Attendant:
-    """An attendant, by its process id and the socket to it."""
-
-    pid: int
-    socket: socket.socket
 
 
 @dataclass(slots=True)
@@ -145,9 +133,6 @@ class Supervisor:
         self._running: Counter[int] = Counter()
         self._waiting: dict[int, deque[Notification]] = {}
         self._starts: dict[int, _Start] = {}
-        self._spare: _Attendant | None = None
-        # Not for each turn without one, but once after it was used or dismissed: to start one may fail, or be in vain.
-        self._lacks_spare = True
 
     def adopt(self, connection: Connection, chosen: Options) -> None:
         """Start a server for a mount of this process's own, and return when it is ready. Raises `MountError`."""
@@ -180,11 +165,7 @@ class Supervisor:
             self._listener = listener
             self.loop.add(listener, self._receive, self._hang_up)
         while not status:
-            if self._may_prepare():
-                if not self.loop.turn(0.0):
-                    self._prepare()
-            else:
-                self.loop.turn(self._check_deadlines())
+            self.loop.turn(self._check_deadlines())
         return status[0]
 
     def wait_for_start(self, starting: socket.socket, warden: Warden, signals: SignalQueue) -> bytes:
@@ -214,7 +195,6 @@ class Supervisor:
 
     def stop(self) -> None:
         """End what the command has left running, then the servers, and wait for them, for a bounded time."""
-        self._dismiss()
         calls.end_children(but={served.pid for served in self._served.values()})
         for served in self._served.values():
             os.kill(served.pid, signal.SIGTERM)
@@ -248,9 +228,6 @@ class Supervisor:
             if ended.si_pid == warden:
                 return
             os.waitpid(ended.si_pid, 0)
-            if self._spare is not None and self._spare.pid == ended.si_pid:
-                self._spare.socket.close()
-                self._spare = None
             job = self._jobs.pop(ended.si_pid, None)
             if job is not None:
                 self._running -= Counter([job.user])
@@ -267,7 +244,6 @@ class Supervisor:
         served = self._served.pop(device, None)
         if served is None:
             return
-        self._dismiss()
         self.loop.drop(served.socket.fileno())
         served.close()
         self._give_up(served)
@@ -276,7 +252,6 @@ class Supervisor:
 
     def _hang_up(self) -> None:
         """Let go of the listener: nobody is left under the filter, or it is no listener any more."""
-        self._dismiss()
         if self._listener is not None:
             os.close(self._listener)
             self._listener = None
@@ -327,36 +302,6 @@ class Supervisor:
         listener = self._listener
         if listener is None:
             return
-        try:
-            one = self._engage(listener, notification)
-        except OSError:
-            self._answer(notification, -errno.ENOMEM)
-            return
-        deadline = time.monotonic() + calls.PATIENCE
-        job = _Job(notification, user, one.pid, one.socket, deadline, functools.partial(self._proceed, notification))
-        self._jobs[job.pid] = job
-        self._running[user] += 1
-        self.loop.add(job.socket.fileno(), lambda: self._hear(job), lambda: self._finish(job))
-
-    def _engage(self, listener: int, notification: Notification) -> _Attendant:
-        """Tell an attendant of a call: the one that stands ready, or a fresh one. Raises `OSError`: there is none."""
-        spare, self._spare, self._lacks_spare = self._spare, None, True
-        if spare is not None:
-            try:
-                spare.socket.send(notification.pack(), socket.MSG_DONTWAIT)
-            except OSError:
-                # It has been killed.
-                spare.socket.close()
-            else:
-                return spare
-        fresh = self._fork(listener)
-        # If that is killed, too, it is heard to have hung up.
-        with contextlib.suppress(OSError):
-            fresh.socket.send(notification.pack(), socket.MSG_DONTWAIT)
-        return fresh
-
-    def _fork(self, listener: int) -> _Attendant:
-        """Start an attendant. Raises `OSError`."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         spaces = {device: served.user_namespace for device, served in self._served.items()}
         try:
@@ -364,32 +309,16 @@ class Supervisor:
         except OSError:
             ours.close()
             theirs.close()
-            raise
+            self._answer(notification, -errno.ENOMEM)
+            return
         if not pid:
-            Attendant(listener, theirs, spaces, self._base).serve()
+            Attendant(listener, theirs, notification, spaces, self._base).serve()
         theirs.close()
-        return _Attendant(pid, ours)
-
-    def _may_prepare(self) -> bool:
-        """Tell whether an attendant is to be started that stands ready. That takes a while, so no call must wait."""
-        is_idle = not self._jobs and not any(served.asked for served in self._served.values())
-        return self._listener is not None and self._lacks_spare and is_idle
-
-    def _prepare(self) -> None:
-        """Have an attendant stand ready, if one can be had."""
-        self._lacks_spare = False
-        if self._listener is not None:
-            with contextlib.suppress(OSError):
-                self._spare = self._fork(self._listener)
-
-    def _dismiss(self) -> None:
-        """End the attendant that stands ready."""
-        if self._spare is not None:
-            # It has not been waited for, so this is its id.
-            os.kill(self._spare.pid, signal.SIGKILL)
-            self._spare.socket.close()
-            self._spare = None
-        self._lacks_spare = True
+        deadline = time.monotonic() + calls.PATIENCE
+        job = _Job(notification, user, pid, ours, deadline, functools.partial(self._proceed, notification))
+        self._jobs[pid] = job
+        self._running[user] += 1
+        self.loop.add(ours.fileno(), lambda: self._hear(job), lambda: self._finish(job))
 
     def _check_deadlines(self) -> float | None:
         """Let calls proceed whose attendants take too long; return the seconds until that may be so of another."""
@@ -450,7 +379,6 @@ class Supervisor:
         """Take a server that is ready for that of a mount."""
         # The kernel gives out the number of a file system again whose server has not quite ended.
         self._lose(device)
-        self._dismiss()
         served = Served(pid, connection, user_namespace)
         self._served[device] = served
         self.loop.add(connection.fileno(), lambda: self._hear_server(served), lambda: self._give_up(served))

@@ -1,31 +1,22 @@
 """Who looks at the calls that the filter of ``mount.py run`` hands over: whose open it is, and who waits for whom."""
 
-import contextlib
 import errno
 import os
-import platform
-import select
-import signal
 import subprocess
 import sys
 import tempfile
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from binderfs_fuse import uapi
-from binderfs_fuse.command import attendant, seccomp
+from binderfs_fuse.command import attendant
 from binderfs_fuse.command.attendant import Message, Verdict, identify_open
 from binderfs_fuse.command.options import base_options
-from binderfs_fuse.command.seccomp import Notification
 from binderfs_fuse.command.supervisor import _ATTENDANTS, Supervisor
 from binderfs_fuse.fuse.supervised import REQUEST
-from binderfs_fuse.host import procfs, tasks
 from tests.command.test_liars import liar
-from tests.hostile.conftest import until
 from tests.mounts import MOUNT, needs_mount
 
 
@@ -95,17 +86,6 @@ def test_a_verdict_is_read_as_it_was_said() -> None:
     assert len(message.pack()) <= attendant.LONGEST
 
 
-@pytest.mark.parametrize("call", [seccomp.IOCTL, seccomp.MOUNT, seccomp.FSOPEN])
-def test_a_call_is_read_as_it_was_told(call: str) -> None:
-    """With the largest of numbers, too."""
-    notification = Notification(
-        (1 << 64) - 1, (1 << 32) - 1, call, tuple((1 << 64) - 1 - number for number in range(6))
-    )
-
-    assert notification == Notification.unpack(notification.pack())
-    assert len(notification.pack()) <= seccomp.LONGEST
-
-
 def test_no_user_has_all_attendants() -> None:
     """However many users have as many calls as they may, the next one has some served, too, but for a few."""
     supervisor = Supervisor(base_options(stats=True))
@@ -158,168 +138,3 @@ def test_a_path_that_does_not_answer_delays_only_its_caller(tmp_path: Path) -> N
     # It has not been given up meanwhile, after which the kernel itself looks for the place.
     assert "" == again
     assert 0 == process.returncode
-
-
-# ---- the attendant that stands ready ----
-
-RECVFROM = {"x86_64": b"45", "aarch64": b"207"}[platform.machine()]
-# Does what it is told, line by line, and says what came of it.
-CLIENT = f"""
-import ctypes, os, sys
-libc = ctypes.CDLL(None, use_errno=True)
-for line in sys.stdin:
-    word, path = line.split()
-    if word == "ioctl":
-        device = os.open(path, os.O_RDWR)
-        result = libc.ioctl(device, {uapi.BINDER_THREAD_EXIT}, None)
-        os.close(device)
-    elif word == "mount":
-        os.mkdir(path)
-        result = libc.mount(b"binder", path.encode(), b"binder", 0, None)
-    elif word == "begin":
-        client = os.fork()
-        if not client:
-            libc.mount(b"binder", path.encode(), b"binder", 0, None)
-            os._exit(0)
-        continue
-    elif word == "kill":
-        os.kill(client, 9)
-        result = os.waitpid(client, 0)[1]
-    else:
-        result = libc.umount(path.encode())
-    print(result, flush=True)
-"""
-
-
-class _Commanded:
-    """``mount.py run`` with a command that does what it is told."""
-
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self.process = process
-
-    def tell(self, word: str, path: str | Path) -> None:
-        """Have it do something."""
-        assert self.process.stdin is not None
-        self.process.stdin.write(f"{word} {path}\n")
-
-    def do(self, word: str, path: str | Path) -> int:
-        """Have it do something, and return the result."""
-        self.tell(word, path)
-        assert self.process.stdout is not None
-        return int(self.process.stdout.readline())
-
-    def attendants(self) -> set[int]:
-        """Return the processes that look at calls, or stand ready to: children with the filter's listener."""
-        found = set()
-        for entry in Path("/proc").iterdir():
-            # It may end meanwhile.
-            with contextlib.suppress(OSError):
-                if entry.name.isdecimal() and self.process.pid == procfs.parent(procfs.read(f"{entry}/stat")):
-                    links = {os.readlink(link) for link in (entry / "fd").iterdir()}  # noqa: PTH115 - it is no path
-                    if "anon_inode:seccomp notify" in links:
-                        found.add(int(entry.name))
-        return found
-
-    def ready(self, other_than: int = 0) -> int:
-        """Wait until one attendant waits for a call, and return it."""
-        found: list[int] = []
-
-        def is_there() -> bool:
-            waiting = [pid for pid in self.attendants() if tasks.system_call(pid, pid)[:1] == [RECVFROM]]
-            found[:] = [pid for pid in waiting if pid != other_than]
-            return len(found) == 1
-
-        until(is_there)
-        return found[0]
-
-
-@pytest.fixture(name="run")
-def _run() -> Iterator[Callable[[], _Commanded]]:
-    """Run such a command, which ends with the test."""
-    with contextlib.ExitStack() as stack:
-
-        def run() -> _Commanded:
-            process = stack.enter_context(
-                subprocess.Popen(
-                    [sys.executable, MOUNT, "run", sys.executable, "-c", CLIENT],
-                    stdin=subprocess.PIPE,
-                    stdout=subprocess.PIPE,
-                    text=True,
-                    bufsize=1,
-                )
-            )
-            # It ends with its input, but not where it waits in a call for ever.
-            stack.callback(process.terminate)
-            return _Commanded(process)
-
-        yield run
-
-
-def test_without_a_filter_nobody_stands_ready() -> None:
-    """And the supervisor does not look for a moment to start somebody, which it would do for ever."""
-    assert not Supervisor(base_options(stats=True))._may_prepare()
-
-
-@needs_mount
-def test_a_call_is_served_by_who_stood_ready(run: Callable[[], _Commanded], tmp_path: Path) -> None:
-    """While a call hangs in the look-up of its place, the process that does is the one that was there before."""
-    with liar(tmp_path / "deaf", "deaf") as said:
-        commanded = run()
-        ready = commanded.ready()
-        commanded.tell("begin", tmp_path / "deaf/place")
-
-        assert "lookup\n" == said.readline()
-
-        serving = commanded.attendants()
-
-        assert signal.SIGKILL == commanded.do("kill", "it")
-
-    assert {ready} == serving
-
-
-@needs_mount
-def test_an_attendant_serves_one_call(run: Callable[[], _Commanded]) -> None:
-    """It ends when it has, and another one stands ready for the next call."""
-    commanded = run()
-    served = []
-    for _ in range(5):
-        served.append(commanded.ready())
-        end = os.pidfd_open(served[-1])
-
-        assert 0 == commanded.do("ioctl", "/dev/binder")
-
-        select.select([end], [], [])
-        os.close(end)
-
-    assert 5 == len({*served})
-
-
-@needs_mount
-def test_an_attendant_that_is_killed_as_it_stands_ready(run: Callable[[], _Commanded]) -> None:
-    """The next call is served by another one."""
-    commanded = run()
-    ready = commanded.ready()
-    end = os.pidfd_open(ready)
-    os.kill(ready, signal.SIGKILL)
-    select.select([end], [], [])
-    os.close(end)
-
-    assert 0 == commanded.do("ioctl", "/dev/binder")
-    assert ready != commanded.ready()
-
-
-@needs_mount
-def test_who_stands_ready_knows_the_mounts_that_are_served(run: Callable[[], _Commanded], tmp_path: Path) -> None:
-    """After a mount a call on that is served; when it is gone, who knew it is replaced without having had a call."""
-    commanded = run()
-
-    assert 0 == commanded.do("mount", tmp_path / "other")
-
-    commanded.ready()
-
-    assert 0 == commanded.do("ioctl", tmp_path / "other/binder")
-
-    ready = commanded.ready()
-
-    assert 0 == commanded.do("umount", tmp_path / "other")
-    assert ready != commanded.ready(other_than=ready)
