@@ -272,6 +272,8 @@ class Channel:
             return plain(unique, -(error.errno or errno.EIO))
 
     def _open(self, lane: Lane) -> Answer:
+        # Should this take long, it is not the fault of the last call's client.
+        lane.serving = None
         fields = lane.fields
         unique = fields.unique
         flags, _ = uapi.fuse_open_in.unpack_from(lane.message, _IN_SIZE)

@@ -695,7 +695,7 @@ class DevicePlane:
             return fields.fh, fields.uid
         call = lane.serving
         if call is None:
-            return 0, 0
+            return 0, fields.uid
         if call.elsewhere is not None:
             return call.elsewhere.handle, call.elsewhere.identity.euid
         return call.open.handle, call.task.euid
