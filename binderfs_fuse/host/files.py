@@ -18,8 +18,8 @@ first reply stored in its memory can be replaced (`Instead`).
 
 A client can hold up the thread that waits for its transfer: it withholds memory that the kernel needs before the task
 can stop, or the close of a file hangs. Others must not wait for it, so threads are started as needed. One open has
-`TRACERS_PER_HANDLE` of them at most, one user half of all. A transfer beyond that waits its turn, and transfers of
-others pass it.
+`Limits.tracers_per_handle` of them at most, one user half of all. A transfer beyond that waits its turn, and transfers
+of others pass it.
 
 Invariants
 ----------
@@ -51,11 +51,12 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import complaints
 from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import tasks
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,10 +65,6 @@ _log = logging.getLogger(__name__)
 
 RESTART: Final = -514
 """A result that makes the task make its system call again, or have -EINTR where a signal handler runs first."""
-MAX_TRACERS: Final = 64
-"""Tasks that may be traced at once; one user's may be half as many."""
-TRACERS_PER_HANDLE: Final = 8
-"""Tasks that may be traced at once over one open."""
 
 _FOLDER: Final = Path(__file__).parent
 # The system call of ptrace(2) by machine, and PTRACE_SEIZE.
@@ -122,13 +119,27 @@ class _Program:
         return -errno.EIO
 
 
+def keeper_limits() -> Any:
+    """Return what users may hold of a keeper, for `lib.keeper_start`."""
+    return ffi.new(
+        "struct keeper_limits *",
+        {
+            "descriptors": Limits.descriptors,
+            "reserve": Limits.descriptor_reserve,
+            "closers": Limits.closers,
+            "user_closers": Limits.user_closers,
+            "user_unclosed": Limits.user_unclosed,
+        },
+    )
+
+
 class _Keeper(_Program):
     """The program that holds the files."""
 
     def __init__(self) -> None:
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), pid)
+        control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), keeper_limits(), pid)
         super().__init__(control, pid[0], "holds files", lib.keeper_open)
 
     @property
@@ -280,7 +291,7 @@ def get_file(tid: int, fd: int, user: int) -> File | int:
 class FileInstaller:
     """Installs files in tasks, and closes descriptors there."""
 
-    def __init__(self, tracers: int = MAX_TRACERS, per_handle: int = TRACERS_PER_HANDLE) -> None:
+    def __init__(self, tracers: int = Limits.tracers, per_handle: int = Limits.tracers_per_handle) -> None:
         """Trace at most that many tasks at once, and over one open; others wait for one to be through."""
         self._tracers = _Tracers(tracers, per_handle)
 

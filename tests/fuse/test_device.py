@@ -14,8 +14,8 @@ import pytest
 from binderfs_fuse._system import lib
 from binderfs_fuse.engine.context import Task
 from binderfs_fuse.engine.effects import CopyIn
-from binderfs_fuse.fuse import quotas
 from binderfs_fuse.host.region import Kind
+from binderfs_fuse.limits import Limits
 from tests.conftest import LogWatch
 from tests.fuse.conftest import Client, Served, descriptors, until
 
@@ -271,10 +271,10 @@ def test_a_thread_that_is_back_when_its_place_is_taken_is_not_stuck(served: Serv
 def test_an_open_that_is_stuck_too_often_is_shunned(serve: Serve) -> None:
     """Further requests of an open with several threads stuck wait until one of them comes back."""
     served = serve()
-    client = served.start("stuck", "COMMANDS", str(quotas.DEFAULT.lanes_per_handle + 2))
+    client = served.start("stuck", "COMMANDS", str(Limits.lanes_per_handle + 2))
     assert client.line() == "going"
     crew = served.channel.crew
-    until(lambda: len(crew.stuck) == quotas.DEFAULT.lanes_per_handle and len(crew.backlog) == 2)
+    until(lambda: len(crew.stuck) == Limits.lanes_per_handle and len(crew.backlog) == 2)
     goes_on(served)
     client.kill()
 

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse._host import lib
-from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
+from binderfs_fuse.limits import Limits
 from tests.hostile.conftest import PATIENCE, Actor, files_of, injector_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on
 from tests.hostile.test_faults import ENDED
@@ -93,7 +92,7 @@ def test_files_that_cannot_be_closed(mounted: Mounted, actor: Start, hung: Hung)
     related = actor(mounted, "as 1000", "open")
     client = actor(mounted, "open")
     hang_closes(server)
-    for _ in range(lib.KEEPER_USER_CLOSERS + lib.KEEPER_USER_UNCLOSED):
+    for _ in range(Limits.user_closers + Limits.user_unclosed):
         assert GIVEN == flooding.do("give 7")
     assert GIVEN == related.do("give pipe")
     assert "1 hello" == service.do("take")
@@ -187,13 +186,13 @@ def test_receivers_that_do_not_come(mounted: Mounted, actor: Start) -> None:
     """One open holds its share of the tracers, others get their files; and who waits behind it can be killed."""
     service = actor(mounted, "open", "manager")
     client = actor(mounted, "open")
-    lingering = actor(mounted, "open", "manager", f"linger {MAX_TRACERS + 6}", device="hwbinder")
-    calling = actor(mounted, "open", f"hand {MAX_TRACERS + 5}", device="hwbinder")
-    until(lambda: traced(lingering.pid) == TRACERS_PER_HANDLE)
+    lingering = actor(mounted, "open", "manager", f"linger {Limits.tracers + 6}", device="hwbinder")
+    calling = actor(mounted, "open", f"hand {Limits.tracers + 5}", device="hwbinder")
+    until(lambda: traced(lingering.pid) == Limits.tracers_per_handle)
     for _ in range(20):
         assert GIVEN == client.do("give pipe")
         assert "1 hello" == service.do("take")
-    assert TRACERS_PER_HANDLE == traced(lingering.pid)
+    assert Limits.tracers_per_handle == traced(lingering.pid)
     # One more receiver on the same open, in a process of its own.
     child = int(lingering.do("fork"))
     ended = os.pidfd_open(child)

@@ -16,11 +16,11 @@ from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE, EntryAttribut
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine.context import Context, Engine
-from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import tree as tree_module
 from binderfs_fuse.fuse.settings import Settings
 from binderfs_fuse.fuse.tree import Tree
 from binderfs_fuse.host.region import SIZE, Kind
+from binderfs_fuse.limits import Limits
 
 pytestmark = pytest.mark.trio
 
