@@ -36,6 +36,8 @@ LIBC = ctypes.CDLL(None, use_errno=True)
 KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
+PATIENCE = 60
+"""Seconds after which something that must come is given up: no behaviour is measured by it."""
 
 
 # ---- clients ----
@@ -1245,7 +1247,7 @@ def test_who_holds_tracers_waits_behind_others(
     start: Callable[..., Client],
 ) -> None:
     """One open has its limit of tracers, and one user half of all; the next transfer waits, and others' pass it."""
-    installer = FileInstaller(tracers=4, per_handle=1)
+    installer = FileInstaller(tracers=4, per_handle=1, reserve=0)
     for _ in range(4):
         start()
     parked = [device.parked.get() for _ in range(4)]
@@ -1263,6 +1265,50 @@ def test_who_holds_tracers_waits_behind_others(
         one.let_go.set()
         assert isinstance(one.outcome.get(), list)
     assert isinstance(waiting.outcome.get(), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_many_users_leave_a_tracer_to_the_next(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """However many transfers some users hold up, the next user's goes through; and theirs do in the end."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=2)
+    users = [1, 1, 1, 2, 2, 2, 3, 3, 4, 4]
+    for _ in range(len(users) + 1):
+        start()
+    parked = [device.parked.get() for _ in range(len(users) + 1)]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    begun = [0, 1, 3, 6, 8]
+    for index in begun:
+        assert held[index].begun.wait(PATIENCE)
+    passing = Held(installer, parked[-1], len(users), 5)
+    passing.let_go.set()
+
+    assert isinstance(passing.outcome.get(timeout=PATIENCE), list)
+    assert begun == [index for index, one in enumerate(held) if one.begun.is_set()]
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_one_end_can_let_two_transfers_go_on(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """Where two users have as many as are free, and one of them has one less, both run another."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
+    users = [1, 1, 2, 2, 2, 1]
+    for _ in users:
+        start()
+    parked = [device.parked.get() for _ in users]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    held[0].let_go.set()
+
+    for one in held:
+        assert one.begun.wait(PATIENCE)
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
     installer.close()
     _join("binderfs tracer")
 

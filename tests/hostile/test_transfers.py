@@ -202,3 +202,28 @@ def test_receivers_that_do_not_come(mounted: Mounted, actor: Start) -> None:
     until(lambda: re.search(rf"transaction .* to \d+:{child} ", state.read_text()))
     os.kill(child, signal.SIGKILL)
     wait_for_end(ended)
+
+
+def test_receivers_of_two_users_that_do_not_come(mount_binderfs: Mount, actor: Start) -> None:
+    """Two users whose receivers hold as many tracers as they can leave others enough to get their files."""
+    opens = Limits.tracers // Limits.tracers_per_handle
+    devices = [f"flood{number}" for number in range(opens)]
+    mounted = mount_binderfs("mode=666", f"devices={':'.join(['binder', *devices])}")
+    service = actor(mounted, "as 3000", "open", "manager")
+    client = actor(mounted, "as 3000", "open")
+    receivers: dict[int, list[int]] = {1000: [], 1001: []}
+    for number, device in enumerate(devices):
+        user = 1000 + number % 2
+        linger = f"linger {Limits.tracers_per_handle}"
+        receivers[user].append(actor(mounted, f"as {user}", "open", "manager", linger, device=device).pid)
+        actor(mounted, f"as {user}", "open", f"hand {Limits.tracers_per_handle}", device=device)
+
+    def are_exhausted() -> bool:
+        held = [sum(map(traced, pids)) for pids in receivers.values()]
+        return min(held) >= Limits.tracers - Limits.tracer_reserve - sum(held)
+
+    until(are_exhausted)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+    assert are_exhausted()
