@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -174,6 +175,31 @@ def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -
     assert f"proc {client.pid}\n" in state
     assert "need_return 0" in state
     assert "need_return 1" not in state
+
+
+def test_descriptors_that_nobody_takes(mount_binderfs: Mount, actor: Start) -> None:
+    """Two users that have as many descriptors wait as they can leave another one enough to pass some on."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+
+    mounted = mount_binderfs("mode=666", preexec_fn=limit)
+    service = actor(mounted, "as 3000", "open", "manager")
+    client = actor(mounted, "as 3000", "open")
+    actor(mounted, "as 1000", "open", "manager", device="hwbinder")
+    counts = []
+    for user in (1000, 1001):
+        flooding = actor(mounted, f"as {user}", "open", device="hwbinder")
+        count = 0
+        while (said := flooding.do("give 0")) == GIVEN:
+            count += 1
+        assert "BR_FAILED_REPLY -24" == said
+        counts.append(count)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+
+    assert counts[0] > counts[1] > 0
 
 
 def traced(pid: int) -> int:
