@@ -11,9 +11,10 @@ more only while it holds less than what is still free. One user gets to a half t
 users leave a share of 1 / (k + 1) to the next one. Where that is not so, the row says it. The arithmetic is in
 quotas.py for what is counted one by one, and in engine/limits.py for memory.
 
-A reserve is what is not shared out that way. Of threads, descriptors and log lines it is for users that hold none, one
-for each. Of memory no client can use it: `Limits.within` makes the totals fit into an amount of memory, `_SHARES` says
-which part of that each total may use, and `_COSTS` what one of each thing costs. The parts sum up to 29 / 32.
+A reserve is what is not shared out that way. Where there is none, the row says it. Of threads, descriptors and log
+lines it is for users that hold none, one for each. Of memory no client can use it: `Limits.within` makes the totals fit
+into an amount of memory, `_SHARES` says which part of that each total may use, and `_COSTS` what one of each thing
+costs. The parts sum up to 29 / 32.
 
 Limits of memory can be set for each mount (``-o limit_NAME=``). All others are the same for every mount.
 """
@@ -70,21 +71,23 @@ class Limits:
 
     `descriptors`   how many it may have, where its RLIMIT_NOFILE allows as many: BR_FAILED_REPLY (-EMFILE)
     `descriptor_reserve` one part of so many is only for users that hold none, and for sockets that files are sent into
-    `closers`       threads that may be in close(2) at a time: what is to be closed waits
+    `closers`       threads that may be in close(2) at a time, without a reserve: what is to be closed waits
     `user_closers`  those with files of one user, without shares
     `user_unclosed` files of one user that may wait, with none closed for a second: BR_FAILED_REPLY (-EMFILE)
 
     Lines of the log that clients cause, of a process (complaints.py); what is left out is counted, and told later:
 
-    `lines`         at once; one more comes after each `line_seconds`
-    `user_lines`    those of one user, without shares; one more comes after each `user_line_seconds`
+    `lines`         at once
+    `line_seconds`  after so many seconds there may be one more
     `line_reserve`  so many of all are only for users that have said nothing for long
-    `repeat_seconds` after so long a line is logged that repeats the user's last one
+    `user_lines`    lines of one user at once, without shares
+    `user_line_seconds` after so many seconds it may have one more
+    `repeat_seconds` after so many seconds a line is logged that repeats the user's last one
     `line_users`    users that are remembered
 
     System calls that the filter of ``mount.py run`` hands over, of all mounts (command/supervisor.py):
 
-    `attendants`    processes that look at such calls: the user's calls wait
+    `attendants`    processes that look at such calls, without a reserve: the user's calls wait
     `user_calls`    calls of one user that wait for one of these, without shares: ENOMEM
 
     Of an open:
