@@ -31,7 +31,7 @@ Invariants
   the injector reaches it as its tracee alone (`ptrace.c`).
 - A task stays stopped only while its transfer runs. If the thread of a transfer loses its way, it closes its channel,
   and the injector lets the task go.
-- A transfer waits only where a limit is reached that keeps it from running.
+- A transfer waits only where a limit is reached that keeps it from running, or no thread can be started.
 - A channel to a program is one thread's at a time.
 
 PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request. It
@@ -532,7 +532,6 @@ class _Tracers:
     """
 
     def __init__(self, limit: int, per_handle: int, reserve: int) -> None:
-        self._limit = limit
         self._per_handle = per_handle
         # Each in here is promised to a thread that is idle no more.
         self._promised: SimpleQueue[_Transfer | None] = SimpleQueue()
@@ -547,7 +546,7 @@ class _Tracers:
         self._closed = False
 
     def submit(self, transfer: _Transfer) -> None:
-        """Have a thread run the transfer; raises RuntimeError after `close`."""
+        """Have a thread run the transfer; raises RuntimeError after `close`, or where no thread can be started."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("no tracer threads any more")
@@ -606,14 +605,14 @@ class _Tracers:
         return None
 
     def _let_in(self, transfer: _Transfer) -> None:
-        """Have a transfer that may run do so. There is a thread for it: no more run than there may be threads."""
-        self._count(transfer)
+        """Have a transfer that may run do so, in an idle thread or a new one. Raises RuntimeError without either."""
         if self._idle:
             self._idle -= 1
             self._promised.put(transfer)
         else:
-            self._threads += 1
             threading.Thread(target=self._work, args=(transfer,), name="binderfs tracer", daemon=True).start()
+            self._threads += 1
+        self._count(transfer)
 
     def _work(self, transfer: _Transfer | None) -> None:
         while transfer is not None:
@@ -645,5 +644,12 @@ class _Tracers:
                 self._idle += 1
             # The user has one less, and there is one more for others: so one of each may have room now.
             while (another := self._take_next()) is not None:
-                self._let_in(another)
+                try:
+                    self._let_in(another)
+                except RuntimeError:
+                    # The machine has no thread to spare. The next end of another transfer is another chance.
+                    whose = another.handle, another.user
+                    self._waiting.setdefault(whose, deque()).appendleft(another)
+                    self._waiting.move_to_end(whose, last=False)
+                    break
         return following

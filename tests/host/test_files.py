@@ -1313,6 +1313,31 @@ def test_one_end_can_let_two_transfers_go_on(device: ParkingDevice, start: Calla
     _join("binderfs tracer")
 
 
+def test_where_no_thread_can_be_started_a_transfer_waits(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """Where the machine has no thread for a transfer that may run now, it runs when another has ended."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
+    users = [1, 1, 2, 2, 2, 1]
+    for _ in users:
+        start()
+    parked = [device.parked.get() for _ in users]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    before = threading.stack_size(1 << 46)
+    try:
+        held[0].let_go.set()
+        assert held[4].begun.wait(PATIENCE)
+        assert 1 == sum(map(len, installer._tracers._waiting.values()))
+        with pytest.raises(RuntimeError, match="start new thread"):
+            installer.install(parked[0].tid, [], reply=bool, patch=nothing, failed=nothing, user=3)
+    finally:
+        threading.stack_size(before)
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
 def test_a_transfer_that_waits_can_be_withdrawn(device: ParkingDevice, start: Callable[..., Client]) -> None:
     """A client that is killed while others hold the tracers need not wait for them."""
     installer = FileInstaller(tracers=1)
