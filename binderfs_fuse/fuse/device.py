@@ -73,6 +73,7 @@ from binderfs_fuse.fuse.transfer import Transfer
 from binderfs_fuse.fuse.turns import Passage, Turns
 from binderfs_fuse.host import files, memory, tasks
 from binderfs_fuse.host.region import Kind, Region, has_released, unmap_released
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,8 +115,6 @@ _SEEK_AGAIN: Final = 1000
 _NEVER: Final = float("inf")
 # How often it is looked whether a client that cannot be answered is being killed.
 _KILL_INTERVAL: Final = 0.1
-# So many callers of an open are remembered beside those that have threads in the engine.
-_TASKS: Final = 64
 # A signal that is no kill has it looked at for as long as it is not answered: ever more seldom.
 _KILL_INTERVAL_MAX: Final = 2.0
 
@@ -532,7 +531,7 @@ class DevicePlane:
         task = Task(tid, pid, euid, nice)
         if self._android:
             task.scheduling = tasks.scheduling(tid)
-        if len(opened.tasks) > _TASKS + 2 * len(opened.process.threads):
+        if len(opened.tasks) > Limits.tasks + 2 * len(opened.process.threads):
             # Most of them are gone, or had no thread in the engine, which limits these.
             opened.tasks.clear()
         opened.tasks[tid] = task

@@ -22,7 +22,6 @@ import trio
 
 from binderfs_fuse import __version__, complaints
 from binderfs_fuse.engine.context import Engine, Task
-from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.control import Control, start_time
@@ -32,6 +31,7 @@ from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
 from binderfs_fuse.fuse.tree import Tree
 from binderfs_fuse.host import files, headroom, privileges, region
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     import socket

@@ -7,8 +7,9 @@ from contextlib import contextmanager
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine.limits import _COSTS, Limits, Quota
+from binderfs_fuse.engine.limits import Quota
 from binderfs_fuse.engine.process import POLLERR
+from binderfs_fuse.limits import _COSTS, Limits
 from tests.engine.machine import PAGE, Caller, Client, Machine
 from tests.engine.wire import command, parcel
 

@@ -16,12 +16,12 @@ from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE, EntryAttribut
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine.context import Context, Engine
-from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import tree as tree_module
 from binderfs_fuse.fuse.inodes import FEATURES, MAJOR
 from binderfs_fuse.fuse.settings import Settings
 from binderfs_fuse.fuse.tree import Tree
 from binderfs_fuse.host.region import SIZE, Kind
+from binderfs_fuse.limits import Limits
 
 CTX: Any = SimpleNamespace(pid=100, uid=0, gid=0)
 
@@ -419,7 +419,7 @@ def test_a_device_goes_when_its_last_open_cannot_be_made(mounted: Mounted) -> No
         assert (0, MAJOR, 4) == mounted.add(b"during")
         raise OSError(errno.ENOMEM, "no memory")
 
-    mounted.plane.open = fail  # type: ignore[method-assign]
+    mounted.plane.open = fail  # type: ignore[assignment, method-assign]
 
     assert errno.ENOMEM == _refused(inodes.open, inode, os.O_RDWR, 100, 0)
     assert (0, MAJOR, 1) == mounted.add(b"after")
