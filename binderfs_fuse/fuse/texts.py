@@ -4,8 +4,8 @@ Theory of operation
 -------------------
 A log is made anew whenever it is read from its start, and kept for its reader until that has read it to the end. To
 make one takes long where there is much to tell. A READ that needs a text therefore waits here, and nowhere else: it
-holds no thread, and no task of pyfuse3's, whose 99 tasks are for opens, lookups and releases. The channel asks `read`
-for each READ of a log, in the thread that received it; what is there is answered at once.
+holds no thread. The channel asks `read` for each READ of a log, in the thread that received it; what is there is
+answered at once.
 
 Each user has a queue of texts to be made, and users take turns. `Limits.makers` texts are made at a time, one at most
 for each user and of each file. All reads that wait for the same file share one text: it is begun after they were, so it

@@ -78,12 +78,12 @@ _INHERITED_FILTERS = 0
 class _Program:
     """A program that works for this process, and the channels to it that nobody uses just now.
 
-    `purpose` says in the log what it does.
+    `path` is its file; `purpose` says in the log what it does.
     """
 
-    def __init__(self, control: int, pid: int, purpose: str, open_channel: Callable[[int], int]) -> None:
+    def __init__(self, path: Path, control: int, pid: int, purpose: str, open_channel: Callable[[int], int]) -> None:
         if control < 0:
-            raise OSError(-control, os.strerror(-control))
+            raise OSError(-control, os.strerror(-control), str(path))
         self.pid = pid
         self._control = control
         self._purpose = purpose
@@ -140,8 +140,9 @@ class _Keeper(_Program):
     def __init__(self) -> None:
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), keeper_limits(), pid)
-        super().__init__(control, pid[0], "holds files", lib.keeper_open)
+        path = _FOLDER / "keeper"
+        control = lib.keeper_start(os.fsencode(path), keeper_limits(), pid)
+        super().__init__(path, control, pid[0], "holds files", lib.keeper_open)
 
     @property
     def control(self) -> int:
@@ -169,8 +170,9 @@ class _Injector(_Program):
     def __init__(self, keeper: _Keeper, filters: int) -> None:
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        control = lib.injector_start(os.fsencode(_FOLDER / "injector"), keeper.control, filters, pid)
-        super().__init__(control, pid[0], "installs files", lib.injector_open)
+        path = _FOLDER / "injector"
+        control = lib.injector_start(os.fsencode(path), keeper.control, filters, pid)
+        super().__init__(path, control, pid[0], "installs files", lib.injector_open)
 
     def is_seizing(self, tid: int) -> bool:
         """Tell whether a thread of it is blocked in PTRACE_SEIZE of a task.
@@ -199,7 +201,8 @@ def start_programs(filters: int = 0) -> None:
     """Start the keeper and the injector with the rights of this process: each drops what it does not need.
 
     `filters` is the number of system call filters that every client has beyond those of this process, and that let the
-    injector's calls pass. Raises `OSError`. Where this is not called, each program starts when it is first needed.
+    injector's calls pass. Raises `OSError`, which names the program's file. Where this is not called, each program
+    starts when it is first needed.
     """
     global _keeper, _injector  # noqa: PLW0603 - a process has one of each
     _keeper = _Keeper()

@@ -13,9 +13,12 @@ from typing import Any
 
 import pytest
 
+from binderfs_fuse import uapi
 from binderfs_fuse._system import lib
 from binderfs_fuse.engine.context import Task
-from binderfs_fuse.engine.effects import CopyIn
+from binderfs_fuse.engine.effects import CopyIn, Outcome, Turn
+from binderfs_fuse.fuse.channel import plain
+from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.host.region import Kind
 from binderfs_fuse.limits import Limits
 from tests.conftest import LogWatch
@@ -269,6 +272,78 @@ def test_a_thread_that_is_back_when_its_place_is_taken_is_not_stuck(served: Serv
         crew._mark_stuck(late)
 
     assert not crew.stuck
+
+
+def test_who_waits_for_a_lock_is_not_replaced(served: Served) -> None:
+    """A leader that waits for the engine keeps leading: another thread could only wait for the same lock."""
+    crew = served.channel.crew
+
+    def looked_in_time() -> bool:
+        """Look whether the leader is replaced; tell whether that was before the watcher had to lose patience."""
+        assert ["version 0", "8"] == served.run("version", "1")
+        until(lambda: not served.engine.processes)
+        leader = crew.leader
+        assert leader is not None
+        with served.engine.lock:
+            client = served.start("version", "1")
+            until(lambda: leader.fields.opcode == uapi.FUSE_OPEN)
+            first = _naps()
+            until(lambda: _naps() >= first + 20)
+            is_leader = crew.leader is leader
+            in_time = _naps() < first + 80
+        assert ["version 0", "8"] == client.rest()
+        assert is_leader or not in_time
+        return in_time
+
+    until(looked_in_time)
+
+
+def test_who_waits_for_a_turn_is_replaced(served: Served) -> None:
+    """A leader that waits for a slice of a long step is no obstacle: another thread soon leads."""
+    crew = served.channel.crew
+
+    def step() -> Iterator[Turn | Outcome]:
+        yield Turn()
+        yield Outcome()
+
+    def serve_statfs(lane: Lane) -> Any:
+        with served.engine.lock:
+            served.plane._conclude(step(), 0)  # type: ignore[arg-type]
+        return plain(lane.fields.unique, -errno.ENOSYS)
+
+    served.channel._handlers[uapi.FUSE_STATFS] = serve_statfs
+
+    def is_soon_replaced() -> bool:
+        begun, end = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            begun.set()
+            end.wait()
+
+        served.plane.turns.put(0, hold, None)
+        assert begun.wait(20)
+        leader = crew.leader
+        with subprocess.Popen(["stat", "-f", served.mountpoint], stderr=subprocess.DEVNULL) as asker:
+            first = _naps()
+            until(lambda: crew.leader is not leader)
+            soon = _naps() < first + 80
+            assert ["version 0", "8"] == served.run("version", "1")
+            assert asker.poll() is None
+            end.set()
+        return soon
+
+    until(is_soon_replaced)
+
+
+def _naps() -> int:
+    """Return how often threads of readers have slept so far."""
+    return sum(
+        int(line.split()[1])
+        for thread in threading.enumerate()
+        if thread.name == "binder-reader"
+        for line in Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
 
 
 def test_an_open_that_is_stuck_too_often_is_shunned(serve: Serve) -> None:

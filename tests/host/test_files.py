@@ -23,6 +23,7 @@ import pytest
 
 from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import files as host_files
+from binderfs_fuse.host import tasks
 from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, injector_pid, is_keeper, keeper_pid
 from tests.conftest import LogWatch
 from tests.host.parking import Parked, ParkingDevice
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.skipif(
 
 HERE = Path(__file__).parent
 LIBC = ctypes.CDLL(None, use_errno=True)
+FUTEX = {"x86_64": b"202", "aarch64": b"98"}[platform.machine()]
+FUTEX_CLOCK_REALTIME = 256
 KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
@@ -802,6 +805,28 @@ def test_without_an_injector_nothing_is_installed(
 
         assert -errno.EIO == install(installer, parked, [duplicate(0)], failed=failed)
         assert client.line() == "0 9"
+
+
+def test_no_step_of_the_clock_changes_how_long_an_injector_waits_at_its_end() -> None:
+    """It waits for its threads by a clock that nobody sets: the kernel is not asked to go by the time of day."""
+    pid = ffi.new("int *")
+    operation = None
+    # The wait has an end, before which it has to be seen.
+    while operation is None:
+        program = os.fsencode(Path(host_files.__file__).parent / "injector")
+        control = lib.injector_start(program, host_files._keeper_of_all().control, 0, pid)
+        channel = lib.injector_open(control)
+        # A thread serves the channel, and does not end while that is open here.
+        os.close(control)
+        while operation is None and os.waitid(os.P_PID, pid[0], os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            call = tasks.system_call(pid[0], pid[0])
+            # The one with a time.
+            if call and call[0] == FUTEX and int(call[4], 16):
+                operation = int(call[2], 16)
+        os.close(channel)
+        os.waitpid(pid[0], 0)
+
+    assert 0 == operation & FUTEX_CLOCK_REALTIME
 
 
 # ---- what can go wrong ----
