@@ -8,9 +8,9 @@ cgroup with a limit, the kernel does not answer with ENOMEM at that limit: it ki
 `budget` says what clients may hold altogether: the lowest limit of the cgroups on the way up, less what the server
 itself uses, less a reserve. Where no limit is below half of the machine's memory, it is half of that.
 
-The sum of all that clients may hold (`engine.limits`) is below the budget. But a limit can be lowered at any time, and
-other processes of a cgroup use memory, too. `Headroom.allows` therefore looks again each time that so much more is
-wanted as `_STEP`: at what is left below the limits, without what the kernel can take back, and on the machine.
+The sum of all that clients may hold (`binderfs_fuse.limits`) is below the budget. But a limit can be lowered at any
+time, and other processes of a cgroup use memory, too. `Headroom.allows` therefore looks again each time that so much
+more is wanted as `_STEP`: at what is left below the limits, without what the kernel can take back, and on the machine.
 
 Files of cgroups can be read quickly, and no client can make them wait. But no lock is held meanwhile.
 

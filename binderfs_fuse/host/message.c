@@ -156,6 +156,7 @@ static int give_descriptors(int control)
 static void become_program(const char *path, const char *name, int control)
 {
     int error;
+    char unread;
 
     if (give_descriptors(control) == 0) {
         keep_capabilities();
@@ -163,6 +164,8 @@ static void become_program(const char *path, const char *name, int control)
         control = PROGRAM_CONTROL;
     }
     error = -errno;
+    /* A socket that is closed with something unread in it has the other end fail, whatever was sent there before. */
+    recv(control, &unread, sizeof unread, MSG_DONTWAIT);
     send_message(control, &error, sizeof error);
     _exit(127);
 }

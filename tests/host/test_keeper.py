@@ -265,7 +265,8 @@ def test_a_program_that_is_not_there_is_an_error() -> None:
     pid = ffi.new("int *")
     before = children()
 
-    assert -errno.ENOENT == lib.keeper_start(b"/nowhere", keeper_limits(), pid)
+    # The child's word must not be lost, whichever of the two is faster.
+    assert {-errno.ENOENT} == {lib.keeper_start(b"/nowhere", keeper_limits(), pid) for _ in range(100)}
     assert -errno.EACCES == lib.keeper_start(b"/dev/null", keeper_limits(), pid)
     assert -errno.ECHILD == lib.keeper_start(b"/bin/true", keeper_limits(), pid)
     assert before == children()
