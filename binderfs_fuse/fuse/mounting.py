@@ -28,6 +28,7 @@ import errno
 import logging
 import os
 import re
+import secrets
 import select
 import shutil
 import socket
@@ -290,6 +291,7 @@ def mount_on(place: int, source: str, mountpoint: Path, *, allow_other: bool, fl
             raise _forbidden(mountpoint, error) from error
         descriptor, root = _mount_with_fusermount(place, source, mountpoint, allow_other=allow_other)
     try:
+        _let_renames_end(place)
         _confirm(mountpoint, root)
         path = Path(os.fsdecode(places.path_of(root)))
         return Connection(descriptor, places.device_number(root), path, os.geteuid(), os.getegid()), root
@@ -298,6 +300,21 @@ def mount_on(place: int, source: str, mountpoint: Path, *, allow_other: bool, fl
         os.close(root)
         os.close(descriptor)
         raise
+
+
+def _let_renames_end(place: int) -> None:
+    """Wait until no rename of a directory, which is mounted on by now, is under way.
+
+    The kernel renames no directory that is mounted on. But it looks whether one is before it renames, and a mount that
+    comes between the two moves along. While it renames, it holds the lock of the directory above. To unlink there takes
+    that lock; the name is one that nobody can have made.
+    """
+    with contextlib.suppress(OSError):
+        above = os.open("..", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=place)
+        try:
+            os.unlink(f".binderfs-{secrets.token_hex(16)}", dir_fd=above)
+        finally:
+            os.close(above)
 
 
 def _confirm(mountpoint: Path, root: int) -> None:
