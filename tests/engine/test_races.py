@@ -38,7 +38,7 @@ def begin_read(client: Client, *commands: bytes) -> Outcome:
 
 def fail(client: Client, outcome: Outcome, copied: int) -> int:
     """Have only part of the data stored; the error."""
-    instead = client.machine.conclude(client.process.undeliver(client.task(), outcome.argument, copied))
+    instead = client.machine.conclude(client.process.undeliver(client.task(), outcome, copied))
     client.machine.resume()
     return instead.error
 
