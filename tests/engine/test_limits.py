@@ -2,12 +2,14 @@
 
 import errno
 import gc
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from binderfs_fuse import uapi
+from binderfs_fuse.engine import CopyIn, Task, Turn, stats
 from binderfs_fuse.engine.limits import _COSTS, THREAD, UNREAD, Limits, Quota
 from binderfs_fuse.engine.node import Node
 from binderfs_fuse.engine.process import POLLERR
@@ -331,6 +333,54 @@ def test_a_thread_that_has_read_keeps_nothing() -> None:
         assert 99 == names.count("BR_RELEASE")
         assert most <= machine.engine.chunk
         assert (0, 1) == (alive(TransactionComplete), alive(Node))
+
+
+def test_a_thread_counts_for_what_it_may_keep() -> None:
+    """A thread with much to read, amid a long write, holds less than what it counts for in the sum of all limits."""
+    with limited() as machine:
+        client = machine.client(euid=1000)
+        process, engine = client.process, machine.engine
+        tasks = [Task(tid, client.pid, 1000) for tid in range(1000, 1200)]
+        stream = command(uapi.BC_ENTER_LOOPER) * 2048
+        argument = uapi.binder_write_read.pack(len(stream), 0, 0, 0, 0, 0)
+        steps = []
+        gc.collect()
+        tracemalloc.start()
+        for task in tasks:
+            thread = process.thread(task)
+            assert thread is not None
+            for _ in range(UNREAD - 1):
+                thread.count_unread()
+                thread.enqueue(TransactionComplete(uapi.BR_TRANSACTION_COMPLETE))
+            step = process.ioctl(task, uapi.BINDER_WRITE_READ, argument)
+            fetch = step.send(None)
+            assert isinstance(fetch, CopyIn)
+            assert isinstance(step.send(stream[: fetch.size]), Turn)
+            steps.append(step)
+        del fetch, step, thread
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        for waiting in steps:
+            waiting.send(True)
+        engine.stats.created[stats.TRANSACTION_COMPLETE] += (UNREAD - 1) * len(tasks)
+
+        # That of the client itself is another one.
+        assert THREAD * (1 + len(tasks)) == process.account.objects
+        assert kept < THREAD * _COSTS["objects"] * len(tasks)
+
+
+def test_threads_of_a_user() -> None:
+    """A thread counts for several objects; who has room for fewer gets none, and may have something smaller."""
+    with limited(user_objects=2 * THREAD + 3) as machine:
+        client = machine.manager(euid=1000)
+        # The object that it manages.
+        assert THREAD + 1 == client.process.account.objects
+        second = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
+        third = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
+        smaller = machine.client(euid=2000).tell(0).names
+
+        assert (0, -errno.ENOMEM) == (second, third)
+        assert SENT == smaller
 
 
 def test_pages_of_a_user() -> None:
