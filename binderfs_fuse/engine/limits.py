@@ -64,7 +64,8 @@ class Limits:
     `log_bytes`     text of logs that is kept until it has been read: read(2) fails with ENOMEM; one text is a quarter
                     of it at most
     `user_log_bytes` text of logs that one user has begun to read, beyond the first: ENOMEM
-    `objects`       threads, nodes, refs, notifications, buffers and the objects in them: as `threads` to `unread`
+    `objects`       threads (`THREAD` each), what they have to read (one for `UNREAD` returns), nodes, refs,
+                    notifications, buffers and the objects in them: as `threads` to `unread`
     `user_objects`  those of one user
     `pages`         pages present in receive regions: BR_FAILED_REPLY (-ENOMEM)
     `user_pages`    those of one user's regions: the same
@@ -115,9 +116,9 @@ _COSTS: Final = {
     "inodes": 512,
     "readers": 1024,
 }
-# A thread counts for so many objects: it keeps 4 KiB of commands while a long write waits for its turn.
+# A thread counts for so many objects: while a long write waits for its turn, it keeps up to 4 KiB of commands.
 THREAD: Final = 4
-# So many returns that a thread has to read, of some 80 bytes each, count for one object more. Its own cover the first.
+# So many returns that a thread has to read, of some 80 bytes each, count for one object. Its own cover fewer than that.
 UNREAD: Final = 16
 
 
