@@ -86,7 +86,7 @@ with contextlib.suppress(ImportError):
 
     if not os.environ.get("BINDERFS_FUSE_UNCOMPILED"):
         engine = sorted(path for path in Path("binderfs_fuse/engine").glob("[a-z]*.py") if path.stem != "invariants")
-        names = ("channel.py", "device.py", "lane.py", "transfer.py", "turns.py")
+        names = ("channel.py", "device.py", "inodes.py", "lane.py", "transfer.py", "turns.py")
         plane = [Path("binderfs_fuse/fuse", name) for name in names]
         # Their constants: to compiled code, a name of an uncompiled module is a look-up in a dict, each time.
         wire = Path("binderfs_fuse/uapi.py")

@@ -21,11 +21,17 @@
  *   state N            N processes read LOGS/state
  *   version N          N processes ask for BINDER_VERSION
  *   lines N            N processes open an open device once more, which is refused with a line in the log
+ *
+ * Clients of a server that is to be killed
+ *   waiters N          N processes wait: a third each in a read, in poll(2), and for the answer to a call. When all have
+ *                      got an error, it prints one line of JSON: when the first and the last did, CLOCK_MONOTONIC in ns,
+ *                      and how many it was.
  */
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
 #include <grp.h>
+#include <poll.h>
 #include <pthread.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -471,6 +477,86 @@ static void flood_lines(long count)
     say_ready();
 }
 
+/* ---- waiting ---- */
+
+static void tell(int pipe, uint64_t what)
+{
+    if (write(pipe, &what, sizeof(what)) != sizeof(what))
+        fail("write");
+}
+
+static uint64_t hear(int pipe)
+{
+    uint64_t what;
+    if (read(pipe, &what, sizeof(what)) != sizeof(what))
+        fail("read");
+    return what;
+}
+
+/* A context manager that takes calls and answers none. */
+static void take_calls(int fd, int told)
+{
+    static uint8_t returns[1 << 16];
+    uint32_t enter = BC_ENTER_LOOPER;
+
+    become_manager(fd);
+    write_read(fd, &enter, sizeof(enter), NULL, 0, NULL);
+    tell(told, 0);
+    while (write_read(fd, NULL, 0, returns, sizeof(returns), NULL) == 0)
+        ;
+}
+
+/* Wait for what never comes, and return when that has failed. */
+static void wait_for_ever(int fd, int kind)
+{
+    static uint8_t returns[4096];
+    uint32_t enter = BC_ENTER_LOOPER;
+    struct pollfd readable = {fd, POLLIN, 0};
+
+    if (kind == 2) {
+        call(fd, NULL, 0, NULL, 0);
+        return;
+    }
+    write_read(fd, &enter, sizeof(enter), NULL, 0, NULL);
+    if (kind == 1)
+        poll(&readable, 1, -1);
+    else
+        while (write_read(fd, NULL, 0, returns, sizeof(returns), NULL) == 0)
+            ;
+}
+
+static void wait_all(long count)
+{
+    int told[2];
+    if (pipe(told))
+        fail("pipe");
+    if (spawn() == 0) {
+        take_calls(open_device(), told[1]);
+        _exit(0);
+    }
+    hear(told[0]);
+    for (long i = 0; i < count; i++)
+        if (spawn() == 0) {
+            int fd = open_device();
+            tell(told[1], 0);
+            wait_for_ever(fd, (int)(i % 3));
+            tell(told[1], now());
+            _exit(0);
+        }
+    for (long i = 0; i < count; i++)
+        hear(told[0]);
+    say_ready();
+    uint64_t first = UINT64_MAX, last = 0;
+    for (long i = 0; i < count; i++) {
+        uint64_t at = hear(told[0]);
+        first = at < first ? at : first;
+        last = at > last ? at : last;
+    }
+    printf("{\"count\": %ld, \"first_ns\": %llu, \"last_ns\": %llu}\n", count, (unsigned long long)first,
+           (unsigned long long)last);
+    fflush(stdout);
+}
+
 /* ---- bystanders ---- */
 
 struct figures {
@@ -607,7 +693,9 @@ int main(int argc, char **argv)
         stand_by(action, prepare_piper, act_pipe, 300000, seconds);
         return 0;
     }
-    if (strcmp(action, "compute") == 0)
+    if (strcmp(action, "waiters") == 0)
+        wait_all(count);
+    else if (strcmp(action, "compute") == 0)
         flood_compute(count);
     else if (strcmp(action, "deaths") == 0)
         flood_deaths(count);

@@ -4,7 +4,7 @@ Theory of operation
 -------------------
 A client decides how often it does what is worth a line. So each user has a bucket of lines: ten at once, and one more
 in each ten seconds. All users together have one of a hundred, and one more in each second. The last of it are for
-users that have said nothing for long: others cannot take these from them.
+users that have said nothing for long: others cannot take these from them. The numbers are in limits.py.
 
 A line that a user's last one repeats is left out, too, for ten minutes. What was left out is counted, and said as soon
 as a line of that user's comes again, or in the end (`end`).
@@ -27,20 +27,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final
 
+from binderfs_fuse.limits import Limits
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 _log = logging.getLogger(__name__)
-
-_USER_LINES: Final = 10
-_USER_SECONDS: Final = 10.0
-_ALL_LINES: Final = 100
-_ALL_SECONDS: Final = 1.0
-# So many lines of all are for users whose buckets are full.
-_RESERVE: Final = 20
-_REPEAT_SECONDS: Final = 600.0
-# Users that are remembered.
-_USERS: Final = 1024
 
 
 class _Bucket:
@@ -67,7 +59,7 @@ class _User:
     __slots__ = ("at", "bucket", "last", "omitted")
 
     def __init__(self, now: float) -> None:
-        self.bucket = _Bucket(_USER_LINES, _USER_SECONDS, now)
+        self.bucket = _Bucket(Limits.user_lines, Limits.user_line_seconds, now)
         self.last = ""
         self.at = now
         self.omitted = 0
@@ -80,7 +72,7 @@ class Complaints:
         self._log = log
         self._clock = clock
         self._guard = threading.Lock()
-        self._all = _Bucket(_ALL_LINES, _ALL_SECONDS, clock())
+        self._all = _Bucket(Limits.lines, Limits.line_seconds, clock())
         # In the order in which they were last heard of.
         self._users: dict[int | None, _User] = {}
         # Left out, of users that are not remembered.
@@ -95,12 +87,12 @@ class Complaints:
         with self._guard:
             user = self._users.pop(uid, None) or _User(now)
             self._users[uid] = user
-            if len(self._users) > _USERS:
+            if len(self._users) > Limits.line_users:
                 self._lost += self._users.pop(next(iter(self._users))).omitted
             fresh = user.bucket.look(now)
             self._all.look(now)
-            repeated = line == user.last and now - user.at < _REPEAT_SECONDS
-            if repeated or user.bucket.lines < 1 or self._all.lines < (1 if fresh else 1 + _RESERVE):
+            repeated = line == user.last and now - user.at < Limits.repeat_seconds
+            if repeated or user.bucket.lines < 1 or self._all.lines < (1 if fresh else 1 + Limits.line_reserve):
                 user.omitted += 1
                 return
             user.bucket.lines -= 1

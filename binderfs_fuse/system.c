@@ -10,7 +10,8 @@
  *                   (lane, 1) -> (lane, 0)    after read(); nobody else touches a state with the bit set
  *     the watcher   (lane, 0) -> (self, 0)    when it found the same lane at the same turn, busy, twice in a row, and
  *                                             asleep, or RUNNING_TICKS in a row. A thread that only has to wait for a
- *                                             processor is not helped by another one that has to wait for it, too.
+ *                                             processor or a lock is not helped by another one that has to wait for it,
+ *                                             too.
  *
  * Since one lane reads at a time, an INTERRUPT, which the kernel queues behind the request it names, is never seen
  * before that request is in its lane's record.
@@ -28,9 +29,16 @@
  *                   call. The watcher sets `crowded` when the leader is busy and /dev/fuse readable at two ticks, and the
  *                   user changed lately. Where there is one user, there is nothing to be fair about.
  *     reading       O_NONBLOCK is set on /dev/fuse while the mount is crowded, and at no other time. Only read() heeds it.
- *     the end       After CALM_READS times with at most one request at hand, `crowded` is cleared.
+ *     the end       After CALM_READS times with at most one request at hand, `crowded` is cleared. They are many: each time
+ *                   that a crowd is found anew, its first requests have not been fair.
  *
- * Order. Requests of one user stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
+ * Lookups. Each open of a device has an inode of its own, so of N processes that open at once each finds that the answer
+ * under way names another one's file, and asks again. In the order of their coming that makes some N * N of them, 25 s for
+ * 1,000 processes. The newest one's process finds nothing to doubt. So a user's LOOKUPs are served after all of its other
+ * requests, the newest first. So that none waits for ever, each eighth turn of a user is that of its oldest LOOKUP. A
+ * LOOKUP behind which there are more requests makes the mount crowded.
+ *
+ * Order. Other requests of one user stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
  * its own: the kernel sends a RELEASE after the last answer of its file, and a FORGET after the answer to its RELEASE, so
  * neither can pass what it must follow. An INTERRUPT may name a request that was read ahead: a BINDER_WRITE_READ is then
  * answered with EINTR, and where it names any other request, it waits behind that.
@@ -83,7 +91,8 @@
 
 #define CROWDED_TICKS 2
 #define MIXED_TICKS 64 /* the user has changed lately: within so many ticks */
-#define CALM_READS 32
+#define CALM_READS 2048
+#define LOOKUP_TURNS 8 /* so often is it the turn of a user's oldest LOOKUP */
 #define SERVED_PER_READ 4 /* requests served before the kernel's queue is looked at again */
 #define READS_AT_ONCE 256 /* a client whose requests are refused makes new ones at once, without end */
 #define AHEAD_MAX ((size_t)32 << 20)
@@ -92,7 +101,7 @@
 
 /* A request that was read ahead. */
 struct request {
-    struct request *previous, *next; /* of its user */
+    struct request *previous, *next; /* of its queue */
     struct request *below;           /* in its bucket */
     struct user *user;
     uint64_t unique;
@@ -101,13 +110,19 @@ struct request {
     uint8_t message[];
 };
 
+/* Requests in the order of their coming. */
+struct queue {
+    struct request *first, *last;
+};
+
 /* A user with requests that were read ahead; there is none without. */
 struct user {
     struct user *previous, *next; /* whose turns are before and after */
     struct user *below;           /* in its bucket */
     uint64_t id;
     size_t bytes;
-    struct request *first, *last;
+    unsigned turns;
+    struct queue lookups, others;
 };
 
 struct ahead {
@@ -117,7 +132,7 @@ struct ahead {
     size_t bytes;
     size_t count;
     unsigned served; /* since the kernel's queue was looked at */
-    unsigned calm;
+    unsigned calm; /* so often in a row there was at most one request at hand */
     bool nonblocking;
 };
 
@@ -126,6 +141,7 @@ struct channel {
     _Atomic uintptr_t state;
     _Atomic uint32_t turn; /* requests read, by whichever lane */
     _Atomic int32_t leader; /* the leader's thread id, as of when it last went to read */
+    _Atomic int32_t aside;  /* a leader's thread id while it waits as `channel_set_aside` says */
     _Atomic uint32_t dozing; /* 1: the watcher sleeps on this */
     _Atomic bool stopping;
     _Atomic bool rung;       /* somebody wants a WATCH_IDLE though no request came */
@@ -443,6 +459,11 @@ static void drop_user(struct ahead *ahead, struct user *user)
     free(user);
 }
 
+static struct queue *queue_of(struct user *user, uint32_t opcode)
+{
+    return opcode == FUSE_LOOKUP ? &user->lookups : &user->others;
+}
+
 /* Take a request out, and its user, where that was the last one. The message stays: who calls this frees it. */
 static void take_out(struct ahead *ahead, struct request *request)
 {
@@ -453,12 +474,13 @@ static void take_out(struct ahead *ahead, struct request *request)
     while (*place != request)
         place = &(*place)->below;
     *place = request->below;
-    *(request->previous ? &request->previous->next : &user->first) = request->next;
-    *(request->next ? &request->next->previous : &user->last) = request->previous;
+    struct queue *queue = queue_of(user, request->opcode);
+    *(request->previous ? &request->previous->next : &queue->first) = request->next;
+    *(request->next ? &request->next->previous : &queue->last) = request->previous;
     user->bytes -= size;
     ahead->bytes -= size;
     ahead->count--;
-    if (!user->first)
+    if (!user->lookups.first && !user->others.first)
         drop_user(ahead, user);
 }
 
@@ -486,12 +508,13 @@ static bool keep(struct ahead *ahead, uint64_t id, const uint8_t *message, size_
         ahead->users[bucket(id)] = user;
         append_user(ahead, user);
     }
-    *request = (struct request){.previous = user->last, .below = ahead->requests[bucket(header.unique)], .user = user,
+    struct queue *queue = queue_of(user, header.opcode);
+    *request = (struct request){.previous = queue->last, .below = ahead->requests[bucket(header.unique)], .user = user,
         .unique = header.unique, .opcode = header.opcode, .length = (uint32_t)length};
     memcpy(request->message, message, length);
     ahead->requests[bucket(header.unique)] = request;
-    *(user->last ? &user->last->next : &user->first) = request;
-    user->last = request;
+    *(queue->last ? &queue->last->next : &queue->first) = request;
+    queue->last = request;
     user->bytes += size;
     ahead->bytes += size;
     ahead->count++;
@@ -583,6 +606,13 @@ static ssize_t read_ahead(struct lane *lane)
     return found;
 }
 
+static struct request *choose(struct user *user)
+{
+    if (user->lookups.first && ++user->turns % LOOKUP_TURNS == 0)
+        return user->lookups.first;
+    return user->others.first ? user->others.first : user->lookups.last;
+}
+
 /* Put the request whose turn it is into the lane. Returns its length, 0 where there is none any more and the mount is
  * not crowded, or EVENT_CLOSED. */
 static ssize_t next_in_turn(struct lane *lane)
@@ -613,7 +643,7 @@ static ssize_t next_in_turn(struct lane *lane)
         poll(&ready, 1, -1);
     }
     struct user *user = ahead->first;
-    struct request *request = user->first;
+    struct request *request = choose(user);
     size_t length = request->length;
     /* Its user's next turn comes after those of all others. */
     unlink_user(ahead, user);
@@ -625,6 +655,13 @@ static ssize_t next_in_turn(struct lane *lane)
     return (ssize_t)length;
 }
 
+/* Tell whether the kernel has more requests, where nothing is read ahead. */
+static bool has_requests(struct channel *channel)
+{
+    struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
+    return !atomic_load_explicit(&channel->crowded, memory_order_relaxed) && poll(&ready, 1, 0) == 1;
+}
+
 static int begin(struct lane *lane, size_t length)
 {
     struct channel *channel = lane->channel;
@@ -633,6 +670,8 @@ static int begin(struct lane *lane, size_t length)
     atomic_fetch_add(&channel->turn, 1);
     wake_watcher(channel);
     int opcode = dissect(lane, length);
+    if (opcode == FUSE_LOOKUP && has_requests(channel))
+        channel_crowd(channel);
     if (lane->record.uid != channel->last_user) {
         channel->last_user = lane->record.uid;
         atomic_fetch_add_explicit(&channel->mixed, 1, memory_order_relaxed);
@@ -737,13 +776,28 @@ int lane_exchange(struct lane *lane, uint64_t unique, int kind, int32_t result, 
 
 /* ---- watch ---- */
 
-/* Tell whether a thread of this process runs or waits for a processor, and so will get on by itself. */
-static bool is_running(int32_t thread)
+void channel_set_aside(struct channel *channel, bool aside)
 {
-    char path[64];
-    char text[512];
+    int32_t self = gettid();
+    int32_t other = self;
 
-    snprintf(path, sizeof(path), "/proc/self/task/%d/stat", thread);
+    if (aside && atomic_load(&channel->leader) == self)
+        atomic_store(&channel->aside, self);
+    else if (!aside)
+        atomic_compare_exchange_strong(&channel->aside, &other, 0);
+}
+
+/* Tell whether the leader gets on by itself: it runs, or waits for a processor, or for a lock. Locks are held for moments,
+ * never across what a client can delay; another thread would have to wait for the same one. */
+static bool gets_on(struct channel *channel)
+{
+    int32_t thread = atomic_load(&channel->leader);
+    char path[64];
+    char text[64];
+
+    if (atomic_load(&channel->aside) == thread)
+        return false;
+    snprintf(path, sizeof(path), "/proc/self/task/%d/syscall", thread);
     int fd = open(path, O_RDONLY | O_CLOEXEC);
     if (fd < 0)
         return false;
@@ -752,15 +806,8 @@ static bool is_running(int32_t thread)
     if (length <= 0)
         return false;
     text[length] = '\0';
-    /* "ID (NAME) STATE ...", and a name may have anything in it. */
-    const char *name_end = strrchr(text, ')');
-    return name_end && name_end[1] == ' ' && name_end[2] == 'R';
-}
-
-static bool has_requests(struct channel *channel)
-{
-    struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
-    return !atomic_load_explicit(&channel->crowded, memory_order_relaxed) && poll(&ready, 1, 0) == 1;
+    /* "running", or the call's number and its arguments. */
+    return text[0] == 'r' || strtol(text, NULL, 10) == SYS_futex;
 }
 
 int lane_watch(struct lane *lane)
@@ -790,7 +837,7 @@ int lane_watch(struct lane *lane)
         if (waiting >= CROWDED_TICKS)
             channel_crowd(channel);
         if (same && !(state & READING)) {
-            if (running < RUNNING_TICKS && is_running(atomic_load_explicit(&channel->leader, memory_order_relaxed))) {
+            if (running < RUNNING_TICKS && gets_on(channel)) {
                 running++;
                 continue;
             }

@@ -17,6 +17,7 @@
 #define BINDERFS_FUSE_SYSTEM_H
 
 #include <stddef.h>
+#include <stdbool.h>
 #include <stdint.h>
 
 #include "binder.h"
@@ -116,6 +117,10 @@ int lane_exchange(struct lane *lane, uint64_t unique, int kind, int32_t result, 
 
 /* Watch the leader, as the one who takes its place. Sleeps without a timer while no requests come. */
 int lane_watch(struct lane *lane);
+
+/* Say whether the calling thread waits for what a client may delay, in a lock of this process, and so is to be replaced
+ * if it leads. */
+void channel_set_aside(struct channel *channel, bool aside);
 
 /* Wake the watcher for a WATCH_IDLE, in case that it sleeps. */
 void channel_ring(struct channel *channel);

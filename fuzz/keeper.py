@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from binderfs_fuse._host import ffi, lib
+from binderfs_fuse.host.files import keeper_limits
 from fuzz.choices import EXTREMES, Choices
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def _signed(number: int) -> int:
 class _Keeper:
     def __init__(self) -> None:
         pid = ffi.new("int *")
-        self.control = socket.socket(fileno=lib.keeper_start(os.fsencode(_PROGRAM), pid))
+        self.control = socket.socket(fileno=lib.keeper_start(os.fsencode(_PROGRAM), keeper_limits(), pid))
         self.pid: int = pid[0]
         self.at_first = self.descriptors()
         child = os.fork()

@@ -41,6 +41,7 @@ from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.device import DevicePlane
 from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.fuse.settings import Settings
+from binderfs_fuse.fuse.texts import Texts
 from binderfs_fuse.host.region import unmap_released
 from fuzz.choices import Choices
 from fuzz.compose import Composer
@@ -64,7 +65,16 @@ _SO_SNDBUFFORCE: Final = 32
 _SO_RCVBUFFORCE: Final = 33
 _PR_SET_PDEATHSIG: Final = 1
 _NO_REPLY: Final = (uapi.FUSE_FORGET, uapi.FUSE_BATCH_FORGET, uapi.FUSE_INTERRUPT)
-_TREE_OPCODES: Final = (uapi.FUSE_LOOKUP, uapi.FUSE_GETATTR, uapi.FUSE_FORGET, uapi.FUSE_WRITE, uapi.FUSE_READ, 999)
+_TREE_OPCODES: Final = (
+    uapi.FUSE_LOOKUP,
+    uapi.FUSE_GETATTR,
+    uapi.FUSE_FORGET,
+    uapi.FUSE_BATCH_FORGET,
+    uapi.FUSE_WRITE,
+    uapi.FUSE_READ,
+    uapi.FUSE_STATFS,
+    999,
+)
 _INODE: Final = 77
 _MAPPED_AT: Final = 0x7000_0000_0000
 
@@ -168,6 +178,54 @@ class _Installer:
         return False
 
 
+class _Files:
+    """What every open needs: names and inodes that mean nothing, and opens of `context`."""
+
+    def __init__(self, mount: Mount, plane: DevicePlane, context: Context) -> None:
+        self._mount = mount
+        self._plane = plane
+        self.context = context
+        self.texts = Texts(Engine(time.monotonic_ns).quota, _no_text)
+        self.opens: dict[int, Open] = {}
+        self._next_handle = 1
+
+    def look_up(self, parent: int, name: bytes, uid: int) -> bytes:
+        """See `fuse.channel.Files.look_up`."""
+        del parent, uid
+        if len(name) % 2:
+            raise OSError(errno.ENOENT, "")
+        return bytes(uapi.fuse_entry_out.size)
+
+    def attributes(self, inode: int) -> bytes:
+        """See `fuse.channel.Files.attributes`."""
+        del inode
+        return bytes(uapi.fuse_attr_out.size)
+
+    def forget(self, inode: int, lookups: int) -> None:
+        """See `fuse.channel.Files.forget`."""
+
+    def open(self, inode: int, flags: int, tid: int, uid: int) -> tuple[int, int]:
+        """See `fuse.channel.Files.open`."""
+        handle = self._next_handle
+        self._next_handle += 1
+        try:
+            opened = self._plane.open(handle, inode + handle, self.context, tid, uid, flags)
+        except OSError:
+            _require(not tid, "an open failed")
+            raise
+        self.opens[handle] = opened
+        self._mount.map(handle, opened)
+        return handle, uapi.FOPEN_NONSEEKABLE
+
+    def release(self, handle: int) -> None:
+        """See `fuse.channel.Files.release`."""
+        self._plane.release(handle)
+
+
+def _no_text(source: object, check: object) -> bytes:
+    raise AssertionError(source, check)
+
+
 class Mount:
     """One run over the decisions in `data`."""
 
@@ -186,7 +244,8 @@ class Mount:
                 end.setsockopt(socket.SOL_SOCKET, _SO_SNDBUFFORCE, _BUFFER)
                 end.setsockopt(socket.SOL_SOCKET, _SO_RCVBUFFORCE, _BUFFER)
         self._fuse = theirs.detach()
-        self._channel = Channel(self._fuse, self._plane)
+        self._files = _Files(self, self._plane, self._contexts[0])
+        self._channel = Channel(self._fuse, self._plane, self._files)
         self._tree = socket.socket(fileno=self._channel.tree_fd)
         self._plane._installer = _Installer(self)  # type: ignore[assignment]
         self.crew = self._channel.crew
@@ -203,11 +262,9 @@ class Mount:
         self._answer: Any = None
         self._handlers: dict[int, Any] = self._channel._handlers
         self._unique = 0
-        self._next_handle = 1
         # Requests without a reply: (opcode, tid, handle) by `unique`; opens by handle; what the tree is to answer.
         self._waiting: dict[int, tuple[int, int, int]] = {}
-        self._opens: dict[int, Open] = {}
-        self._contexts_of: dict[int, Context] = {}
+        self._opens = self._files.opens
         self._asked: list[bytes] = []
 
     # The run.
@@ -373,27 +430,21 @@ class Mount:
     # Opens.
 
     def _open(self, context: Context) -> None:
-        """Open a device, and have the tree say so."""
+        """Open a device."""
         tid = self._pick_task()
         if tid < 0:
             return
-        handle = self._next_handle
-        self._next_handle += 1
+        self._files.context = context
         flags = os.O_RDWR | (os.O_NONBLOCK if self.choices.rarely(6) else 0)
-        unique = self._request(uapi.FUSE_OPEN, uapi.fuse_open_in.pack(flags, 0), tid, handle)
-        self._contexts_of[unique] = context
+        unique = self._request(uapi.FUSE_OPEN, uapi.fuse_open_in.pack(flags, 0), tid)
         self._settle()
         _require(unique not in self._waiting, "an open is not answered")
 
-    def _open_in_tree(self, unique: int, tid: int, uid: int, flags: int) -> bytes:
-        """Open a device as the tree does, and return what it says. Raises `OSError`."""
-        _, _, handle = self._waiting[unique]
-        opened = self._plane.open(handle, _INODE + handle, self._contexts_of.pop(unique), tid, uid, flags)
-        self._opens[handle] = opened
+    def map(self, handle: int, opened: Open) -> None:
+        """Map a device that was opened just now, or do not."""
         if not self.choices.rarely(6):
             size = self.choices.pick((1 << 20, 2 * _PAGE, 8 << 20, _PAGE))
             opened.process.map(_MAPPED_AT + (handle << 32), size)
-        return uapi.fuse_open_out.pack(handle, uapi.FOPEN_NONSEEKABLE, 0)
 
     def _come_or_go(self) -> None:
         if self.choices.rarely(3):
@@ -403,14 +454,23 @@ class Mount:
         elif self.choices.rarely(4):
             handle = self._pick_open()
             if handle:
-                self._plane.flush(handle)
+                self._flush(handle)
         elif len(self._opens) < MAX_OPENS:
             self._open(self.choices.pick(self._contexts))
 
     def _close(self, handle: int) -> None:
+        self._flush(handle)
         del self._opens[handle]
-        self._plane.flush(handle)
-        self._plane.release(handle)
+        body = uapi.fuse_release_in.pack(handle, os.O_RDWR, 0, 0)
+        self._settle_request(self._request(uapi.FUSE_RELEASE, body, 0, handle))
+
+    def _flush(self, handle: int) -> None:
+        tid = self._pick_task()
+        self._settle_request(self._request(uapi.FUSE_FLUSH, uapi.fuse_flush_in.pack(handle, 0), max(tid, 0)))
+
+    def _settle_request(self, unique: int) -> None:
+        self._settle()
+        _require(unique not in self._waiting, "a request that nobody can hold up is not answered")
 
     # The tree's side.
 
@@ -419,19 +479,12 @@ class Mount:
         if not self._asked:
             return
         message = self._asked.pop(self.choices.below(len(self._asked)))
-        _, opcode, unique, _, uid, _, tid, _ = uapi.fuse_in_header.unpack_from(message)
+        _, opcode, unique, *_ = uapi.fuse_in_header.unpack_from(message)
         if opcode in _NO_REPLY:
             return
         error, payload = 0, b""
         if opcode == uapi.FUSE_INIT:
             payload = uapi.fuse_init_out.pack(7, 38, 1 << 17, 0, 12, 9, 1 << 20, 1, 0, 0, 0, 0, 0)
-        elif opcode == uapi.FUSE_OPEN:
-            flags, _ = uapi.fuse_open_in.unpack_from(message, uapi.fuse_in_header.size)
-            try:
-                payload = self._open_in_tree(unique, tid, uid, flags)
-            except OSError as refused:
-                _require(not tid, "an open failed")
-                error = -(refused.errno or errno.EIO)
         elif self.choices.rarely(2):
             error = -errno.ENOSYS
         else:

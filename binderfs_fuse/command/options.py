@@ -184,7 +184,7 @@ def _set(options: Options, **values: object) -> Options:
 
 def _limit(options: Options, name: str, value: str) -> Options:
     # Here, since the engine takes longer to import than all else that a command needs.
-    from binderfs_fuse.engine.limits import Limits  # noqa: PLC0415
+    from binderfs_fuse.limits import Limits  # noqa: PLC0415
 
     if name.removeprefix(LIMIT) not in (limit.name for limit in fields(Limits)):
         raise OptionError(f"Unknown parameter '{name}'")
@@ -215,7 +215,7 @@ def unchangeable(options: Options) -> dict[str, str]:
 
 
 LIMIT: Final = "limit_"
-"""What the options begin with that set an `engine.limits.Limits`."""
+"""What the options begin with that set a `binderfs_fuse.limits.Limits`."""
 
 TABLE: Final[dict[str, Callable[[Options, str], Options]]] = {
     "max": _maximum,

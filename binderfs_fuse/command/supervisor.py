@@ -48,6 +48,7 @@ from binderfs_fuse.command.mount import prepare, serve
 from binderfs_fuse.fuse.mounting import Connection, MountError
 from binderfs_fuse.fuse.supervised import ANSWER
 from binderfs_fuse.host import tasks
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -60,10 +61,6 @@ if TYPE_CHECKING:
 # When a shell has its command stopped by one of these, `run` has to stop, too: it is what the shell waits for.
 _JOB_CONTROL: Final = (signal.SIGTSTP, signal.SIGTTIN, signal.SIGTTOU)
 
-_ATTENDANTS: Final = 64
-"""Attendants at a time, in all."""
-_MOST_WAITING: Final = 1024
-"""Calls of one user that wait for an attendant; further ones get ENOMEM."""
 _MOST_REPORT: Final = 1 << 16
 
 
@@ -280,7 +277,7 @@ class Supervisor:
             self._start(notification, user)
             return True
         waiting = self._waiting.setdefault(user, deque())
-        if len(waiting) >= _MOST_WAITING:
+        if len(waiting) >= Limits.user_calls:
             self._answer(notification, -errno.ENOMEM)
         else:
             waiting.append(notification)
@@ -288,7 +285,7 @@ class Supervisor:
 
     def _may_start(self, user: int) -> bool:
         """Tell whether a user has fewer attendants than there are free: whoever comes later finds some, too."""
-        return self._running[user] < _ATTENDANTS - self._running.total()
+        return self._running[user] < Limits.attendants - self._running.total()
 
     def _start_waiting(self, ended: int) -> None:
         """Start attendants for calls that wait: first of the user who had one that has ended, then of all."""

@@ -21,12 +21,13 @@ from typing import TYPE_CHECKING
 
 from binderfs_fuse.engine import stats
 from binderfs_fuse.engine.effects import CHUNK, TURN
-from binderfs_fuse.engine.limits import OWN, Limits, Quota
+from binderfs_fuse.engine.limits import OWN, Quota
 from binderfs_fuse.engine.logs import Logs
 from binderfs_fuse.engine.priority import NORMAL
 from binderfs_fuse.engine.process import Process
 from binderfs_fuse.engine.sorted_map import SortedMap
 from binderfs_fuse.engine.stats import Stats
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable

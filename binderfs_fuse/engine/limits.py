@@ -1,9 +1,9 @@
-"""What clients may hold: bounds that the kernel's driver does not need, where each client pays for its own memory.
+"""What clients hold of a server's memory: bounds that the driver does not need, where each client pays for its own.
 
 Theory of operation
 -------------------
-Here one server holds everything for everybody. `Limits` is the one table of how much of that there may be. A limit is
-of one of three kinds:
+Here one server holds everything for everybody. The table (`binderfs_fuse.limits.Limits`) says how much of that there
+may be. A limit is of one of three kinds:
 
 - *of an open, a region or a thread*: the engine compares a number with it.
 - *of one user*: the fields whose names begin with ``user_``.
@@ -12,9 +12,6 @@ of one of three kinds:
 A pool gives a user more only if the user then holds no more than what is still free. So one user gets half of a
 pool at most, two users a third each, and k users leave a share of 1 / (k + 1) to the next one. No user can use up
 what a newcomer needs.
-
-`Limits.within` makes the totals fit into an amount of memory: `_SHARES` says which part of it each pool may use, and
-`_COSTS` what one of each thing costs. The parts sum up to 29 / 32. The rest is the reserve that no client can use.
 
 Each user has an `Account` in a mount. Objects and pages come and go too often to be counted twice, for the user and
 for all. So an account takes them from the pools in *leases*, a step at a time, and compares with its lease alone. A
@@ -36,8 +33,9 @@ Invariants
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
 from typing import Final
+
+from binderfs_fuse.limits import Limits
 
 OWN: Final = 1
 """A user has as much as one user may have."""
@@ -48,74 +46,6 @@ _STEP: Final = 256
 # So many accounts give back what they do not need when a lease is refused.
 _CUTS: Final = 64
 
-
-@dataclass(frozen=True, slots=True)
-class Limits:
-    """How much clients may hold.
-
-    `opens`         opens of devices in the mount: open(2) fails with ENFILE
-    `user_opens`    those of one user: EMFILE
-    `files`         opens of logs, directories and binder-control: ENFILE (the tree's business, as the next seven)
-    `user_files`    those of one user: EMFILE
-    `inodes`        names of devices that lookups hold, with O_PATH for one: open(2) and stat(2) fail with ENFILE
-    `user_inodes`   those that one user looked up: EMFILE
-    `readers`       reads of logs that wait: read(2) fails with ENOMEM
-    `user_readers`  those of one user: ENOMEM
-    `log_bytes`     text of logs that is kept until it has been read: read(2) fails with ENOMEM; one text is a quarter
-                    of it at most
-    `user_log_bytes` text of logs that one user has begun to read, beyond the first: ENOMEM
-    `objects`       threads (`THREAD` each), what they have to read (one for `UNREAD` returns), nodes, refs,
-                    notifications, buffers and the objects in them: as `threads` to `unread`
-    `user_objects`  those of one user
-    `pages`         pages present in receive regions: BR_FAILED_REPLY (-ENOMEM)
-    `user_pages`    those of one user's regions: the same
-    `threads`       threads of one open: its calls fail with ENOMEM, poll with POLLERR
-    `nodes`         nodes of one open: BR_FAILED_REPLY (-ENOMEM), or ENOMEM for who would be context manager
-    `refs`          refs of one open: BR_FAILED_REPLY (-ENOMEM); BC_INCREFS and BC_ACQUIRE do nothing
-    `notifications` notifications of one open that are to be read: BR_ERROR for a death, ENOMEM for a freeze
-    `buffers`       buffers in one region, whether queued, delivered or forgotten: BR_FAILED_REPLY (-ENOSPC)
-    `unread`        work that one thread has to read before it may send more: BR_FAILED_REPLY (-ENOMEM)
-    """
-
-    opens: int = 16384
-    user_opens: int = 4096
-    files: int = 65536
-    user_files: int = 4096
-    inodes: int = 1 << 18
-    user_inodes: int = 16384
-    readers: int = 65536
-    user_readers: int = 4096
-    log_bytes: int = 1 << 30
-    user_log_bytes: int = 64 << 20
-    objects: int = 1 << 23
-    user_objects: int = 1 << 20
-    pages: int = 1 << 21
-    user_pages: int = 1 << 17
-    threads: int = 4096
-    nodes: int = 1 << 18
-    refs: int = 1 << 18
-    notifications: int = 1 << 18
-    buffers: int = 1 << 14
-    unread: int = 4096
-
-    def within(self, memory: int) -> Limits:
-        """Return these limits with the totals lowered so far that what they stand for fits into `memory` bytes."""
-        totals = {name: max(1, memory * part // 32 // _COSTS[name]) for name, part in _SHARES.items()}
-        return replace(self, **{name: min(getattr(self, name), total) for name, total in totals.items()})
-
-
-# Parts of 32, of the memory. Texts that are made take as much again as those that are kept: hence the 2 below.
-_SHARES: Final = {"pages": 12, "objects": 10, "log_bytes": 2, "opens": 2, "files": 1, "inodes": 1, "readers": 1}
-# Bytes that one of each costs the server, and the kernel on its behalf, at most.
-_COSTS: Final = {
-    "pages": 4096,
-    "objects": 2048,
-    "log_bytes": 2,
-    "opens": 16384,
-    "files": 1024,
-    "inodes": 512,
-    "readers": 1024,
-}
 # A thread counts for so many objects: while a long write waits for its turn, it keeps up to 4 KiB of commands.
 THREAD: Final = 4
 # So many returns that a thread has to read, of some 80 bytes each, count for one object. Its own cover fewer than that.

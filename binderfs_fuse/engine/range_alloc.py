@@ -27,7 +27,8 @@ from __future__ import annotations
 from errno import ENOSPC
 from typing import TYPE_CHECKING, Final
 
-from binderfs_fuse.engine.limits import Account, Limits
+from binderfs_fuse.engine.limits import Account
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

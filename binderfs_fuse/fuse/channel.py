@@ -2,24 +2,19 @@
 
 Theory of operation
 -------------------
-The **device plane** (`device.py`: IOCTL, POLL, INTERRUPT and reads of a device) is answered by the thread that reads
-it. Everything else is the **tree plane**: it goes to pyfuse3 over one end of a pair of sockets that keep message
+The **device plane** (`device.py`: IOCTL, POLL, INTERRUPT, FLUSH and reads of a device) is answered by the thread that
+reads it. Everything else is the **tree plane**: it goes to pyfuse3 over one end of a pair of sockets that keep message
 boundaries. pyfuse3 takes the other end, as mountpoint ``/dev/fd/N``, for /dev/fuse itself. A pump carries its replies
-back, and amends two kinds:
+back, and amends that to INIT, so that what is negotiated is what the two planes can do together: nothing is spliced (a
+socket cannot be), no write is longer than a page (nobody writes here), and backing files are asked for where regions
+may be passed through.
 
-- INIT, so that what is negotiated is what the two planes can do together: nothing is spliced (a socket cannot be), no
-  write is longer than a page (nobody writes here), and backing files are asked for where regions may be passed through.
-- OPEN of a device, so that the client's mmap maps the open's memfd (`host/region.py`): FOPEN_PASSTHROUGH and the
-  backing id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
+What every open needs does not go to pyfuse3 either: LOOKUP, FORGET, GETATTR, OPEN, RELEASE, and the READs of logs
+(`inodes.py`, `texts.py`). Each hop to another thread costs a wake-up, and where many clients compute, a thread that
+wakes up may wait for tens of ms. Nor does INTERRUPT: what is pyfuse3's is soon done.
 
-INTERRUPT never goes to pyfuse3, which could do nothing with it: what the tree does is soon done. What is not, the READ
-of a log, never goes to pyfuse3 either (`texts.py`).
-
-One LOOKUP at a time goes to pyfuse3. Users that have some waiting take turns; of one user's the **newest** goes first.
-Each open of a device has an inode of its own, so of N processes that open at once each finds that the answer under way
-names another one's file, and asks again: in the order of their coming that makes some N * N of them, 25 s for 1,000
-processes. The newest one's process finds nothing to doubt. So that none waits forever, every eighth turn of a user is
-the oldest one's.
+The answer to OPEN of a device says that the client's mmap maps the open's memfd (`host/region.py`): FOPEN_PASSTHROUGH
+and the backing id; with FOPEN_DIRECT_IO, which keeps read(2) and write(2) out of the memfd and leaves mmap alone.
 
 Whether the kernel passes through shows when INIT has been answered: a backing file is tried at once. It needs Linux 6.9
 and CAP_SYS_ADMIN outside of any user namespace.
@@ -27,8 +22,8 @@ and CAP_SYS_ADMIN outside of any user namespace.
 Invariants
 ----------
 - Only this process has /dev/fuse open. When it dies, the kernel fails every request and every one to come.
-- Every request gets exactly one reply: from the device plane, or from pyfuse3, or, should code of this package raise,
-  -EIO.
+- Every request gets exactly one reply: from the channel's threads, or from pyfuse3, or, should code of this package
+  raise, -EIO.
 """
 
 from __future__ import annotations
@@ -40,7 +35,6 @@ import os
 import socket
 import sys
 import threading
-from collections import deque
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from binderfs_fuse import complaints, uapi
@@ -51,7 +45,7 @@ from binderfs_fuse.host.region import Kind
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from binderfs_fuse.fuse.device import DevicePlane
+    from binderfs_fuse.fuse.device import DevicePlane, Open
     from binderfs_fuse.fuse.lane import Answer, Lane
 
 _log = logging.getLogger(__name__)
@@ -62,8 +56,6 @@ _SO_SNDBUFFORCE: Final = 32
 _MAX_WRITE: Final = 4096
 _SHORT: Final[int] = lib.EVENT_SHORT
 _FLAG2_PASSTHROUGH: Final = uapi.FUSE_PASSTHROUGH >> 32
-# So often is it the turn of the user's LOOKUP that has waited longest.
-_FAIR_TURN: Final = 8
 # A thread that computes lets go of the interpreter after this many seconds if another one wants it.
 _SWITCH_INTERVAL: Final = 0.0001
 
@@ -78,11 +70,9 @@ _REFUSED: Final = (
 
 _IN_SIZE: Final = uapi.fuse_in_header.size
 _OUT_SIZE: Final = uapi.fuse_out_header.size
-_UID_IN: Final[int] = uapi.fuse_in_header.offsets["uid"]
 _FLAGS_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags"]
 _FLAGS2_IN: Final = _IN_SIZE + uapi.fuse_init_in.offsets["flags2"]
 _INIT_OUT: Final = {name: _OUT_SIZE + offset for name, offset in uapi.fuse_init_out.offsets.items()}
-_OPEN_OUT: Final = {name: _OUT_SIZE + offset for name, offset in uapi.fuse_open_out.offsets.items()}
 
 
 def _get(message: memoryview | bytearray | bytes, offset: int, size: int = 4) -> int:
@@ -91,36 +81,6 @@ def _get(message: memoryview | bytearray | bytes, offset: int, size: int = 4) ->
 
 def _put(message: memoryview | bytearray, offset: int, value: int) -> None:
     message[offset : offset + 4] = value.to_bytes(4, sys.byteorder)
-
-
-class _Lookups:
-    """The LOOKUPs that wait, by user: a `unique` and a message each."""
-
-    def __init__(self) -> None:
-        # Users in the order of their turns; a queue is in the order of its requests' coming.
-        self._queues: dict[int, deque[tuple[int, bytes]]] = {}
-        self._turns: dict[int, int] = {}
-
-    def add(self, uid: int, unique: int, message: bytes) -> None:
-        """Let a request wait."""
-        queue = self._queues.get(uid)
-        if queue is None:
-            queue = self._queues[uid] = deque()
-            self._turns[uid] = 0
-        queue.append((unique, message))
-
-    def take(self) -> tuple[int, bytes] | None:
-        """Take the request whose turn it is, if any waits."""
-        for uid in self._queues:
-            queue = self._queues.pop(uid)
-            turn = self._turns.pop(uid) + 1
-            taken = queue.pop() if turn % _FAIR_TURN else queue.popleft()
-            if queue:
-                # The user goes to the end.
-                self._queues[uid] = queue
-                self._turns[uid] = turn
-            return taken
-        return None
 
 
 class Reads(Protocol):
@@ -139,15 +99,38 @@ class Reads(Protocol):
         """Take back a READ that is to be answered later; tell whether there was such a one."""
 
 
+class Files(Protocol):
+    """What serves the requests that every open needs; all but `forget` and `release` may raise `OSError`."""
+
+    @property
+    def texts(self) -> Reads:
+        """What serves READs of logs."""
+
+    def look_up(self, parent: int, name: bytes, uid: int) -> bytes:
+        """Find a name; return a ``struct fuse_entry_out``."""
+
+    def attributes(self, inode: int) -> bytes:
+        """Return a ``struct fuse_attr_out``."""
+
+    def forget(self, inode: int, lookups: int) -> None:
+        """Take back so many lookups of an inode."""
+
+    def open(self, inode: int, flags: int, tid: int, uid: int) -> tuple[int, int]:
+        """Open a file; return its handle and FOPEN flags."""
+
+    def release(self, handle: int) -> None:
+        """Forget an open file."""
+
+
 class Channel:
-    """All traffic of one mount, over `fuse_fd`, which it takes over; `reads` serves those of logs.
+    """All traffic of one mount, over `fuse_fd`, which it takes over; `files` serves what every open needs.
 
     `tree_fd` is for pyfuse3 to take over. Nothing is read before `start`. `closed` is set when the connection has
     ended; `hang_up`, which one may replace, is called then, by a thread of the channel. It makes pyfuse3's main loop
     raise `OSError`.
     """
 
-    def __init__(self, fuse_fd: int, devices: DevicePlane, reads: Reads | None = None) -> None:
+    def __init__(self, fuse_fd: int, devices: DevicePlane, files: Files) -> None:
         self._fuse_fd = fuse_fd
         os.set_inheritable(fuse_fd, False)
         # For ever: a thread that is stuck may come back to it at any time.
@@ -162,16 +145,21 @@ class Channel:
             _widen(end)
         self.tree_fd = theirs.detach()
         self._pump_thread = threading.Thread(target=self._pump, name="binder-pump", daemon=True)
-        # Whose replies are to be amended: INIT, with the second half of the flags offered; OPEN, by `unique`.
+        # The second half of the flags that INIT offered, until that is answered.
         self._offered: int | None = None
-        self._opening: set[int] = set()
-        # The LOOKUP that pyfuse3 has, by `unique`, or 0; those that wait.
-        self._lookup = 0
-        self._lookups = _Lookups()
-        self._lookups_guard = threading.Lock()
-        self._reads = reads
-        if reads is not None:
-            reads.attach(self.crew.post, self._answer_read)
+        self._files = files
+        self._reads = files.texts
+        self._reads.attach(self.crew.post, self._answer_read)
+        self._handlers.update(
+            {
+                uapi.FUSE_LOOKUP: self._look_up,
+                uapi.FUSE_FORGET: self._forget,
+                uapi.FUSE_BATCH_FORGET: self._forget_batch,
+                uapi.FUSE_GETATTR: self._get_attributes,
+                uapi.FUSE_OPEN: self._open,
+                uapi.FUSE_RELEASE: self._release,
+            }
+        )
         self.closed = threading.Event()
         self.hang_up: Callable[[], object] = self._hang_up
 
@@ -232,54 +220,92 @@ class Channel:
 
     def withdraw(self, unique: int) -> bool:
         """Take back the READ of a log that waits for its text; tell whether there was such a one."""
-        return self._reads is not None and self._reads.withdraw(unique)
+        return self._reads.withdraw(unique)
 
     def relay(self, lane: Lane) -> Answer | None:
-        """Hand the request at hand to pyfuse3, or to who reads logs; return the answer if it is known already."""
+        """Hand the request at hand to pyfuse3; return the answer if pyfuse3 has left."""
         fields = lane.fields
         message: bytes | bytearray = lane.message[: fields.length]
-        opcode = fields.opcode
-        if opcode == uapi.FUSE_OPEN:
-            self._opening.add(fields.unique)
-        elif opcode == uapi.FUSE_INIT:
+        if fields.opcode == uapi.FUSE_INIT:
             message = self._offer(bytearray(message))
-        elif opcode == uapi.FUSE_READ and self._reads is not None:
-            handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(message, _IN_SIZE)
-            if self._reads.has(handle):
-                served = self._reads.read(fields.unique, handle, offset, size)
-                return None if served is None else plain(fields.unique, served[0], served[1])
-        elif opcode == uapi.FUSE_LOOKUP:
-            with self._lookups_guard:
-                if self._lookup:
-                    self._lookups.add(_get(message, _UID_IN), fields.unique, lane.message[: fields.length])
-                    return None
-                self._lookup = fields.unique
-        if not self._send(fields.unique, message) and opcode == uapi.FUSE_LOOKUP:
-            self._look_up_next()
-        return None
-
-    def _send(self, unique: int, message: bytes | bytearray) -> bool:
-        """Send pyfuse3 a request; false where it has left, which is answered."""
         try:
             self._ours.send(message)
         except OSError:
-            # (FORGET waits for no answer; the kernel ignores one.)
-            self.answer(plain(unique, -errno.ENODEV))
-            return False
-        return True
+            return plain(fields.unique, -errno.ENODEV)
+        return None
 
-    def _look_up_next(self) -> None:
-        """Send pyfuse3 the next LOOKUP, if any waits: it has none now."""
-        while True:
-            with self._lookups_guard:
-                taken = self._lookups.take()
-                if taken is None:
-                    self._lookup = 0
-                    return
-                unique, message = taken
-                self._lookup = unique
-            if self._send(unique, message):
-                return
+    def read(self, lane: Lane) -> Answer | None:
+        """Serve the READ at hand, of a log or, with an error, of what is none."""
+        fields = lane.fields
+        handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(lane.message, _IN_SIZE)
+        if not self._reads.has(handle):
+            return self.relay(lane)
+        served = self._reads.read(fields.unique, handle, offset, size)
+        return None if served is None else plain(fields.unique, served[0], served[1])
+
+    # What every open needs.
+
+    def _look_up(self, lane: Lane) -> Answer:
+        fields = lane.fields
+        name = lane.message[_IN_SIZE : fields.length]
+        try:
+            return plain(fields.unique, 0, self._files.look_up(_inode(lane), name.partition(b"\0")[0], fields.uid))
+        except OSError as error:
+            return plain(fields.unique, -(error.errno or errno.EIO))
+
+    def _forget(self, lane: Lane) -> None:
+        self._files.forget(_inode(lane), uapi.fuse_forget_in.unpack_from(lane.message, _IN_SIZE)[0])
+
+    def _forget_batch(self, lane: Lane) -> None:
+        count = uapi.fuse_batch_forget_in.unpack_from(lane.message, _IN_SIZE)[0]
+        offset = _IN_SIZE + uapi.fuse_batch_forget_in.size
+        for _ in range(min(count, (lane.fields.length - offset) // uapi.fuse_forget_one.size)):
+            inode, lookups = uapi.fuse_forget_one.unpack_from(lane.message, offset)
+            self._files.forget(inode, lookups)
+            offset += uapi.fuse_forget_one.size
+
+    def _get_attributes(self, lane: Lane) -> Answer:
+        unique = lane.fields.unique
+        try:
+            return plain(unique, 0, self._files.attributes(_inode(lane)))
+        except OSError as error:
+            return plain(unique, -(error.errno or errno.EIO))
+
+    def _open(self, lane: Lane) -> Answer:
+        # Should this take long, it is not the fault of the last call's client.
+        lane.serving = None
+        fields = lane.fields
+        unique = fields.unique
+        flags, _ = uapi.fuse_open_in.unpack_from(lane.message, _IN_SIZE)
+        try:
+            handle, answer_flags = self._files.open(_inode(lane), flags, fields.tid, fields.uid)
+        except OSError as error:
+            return plain(unique, -(error.errno or errno.EIO))
+        backing_id = 0
+        opened = self._devices.opens.get(handle)
+        if opened is not None:
+            backing_id = self._open_region(opened)
+            if backing_id:
+                answer_flags = uapi.FOPEN_PASSTHROUGH | uapi.FOPEN_DIRECT_IO
+        return plain(unique, 0, uapi.fuse_open_out.pack(handle, answer_flags, backing_id))
+
+    def _open_region(self, opened: Open) -> int:
+        """Say how the region of an open comes into its client: the id of a backing file, or 0 for the page cache."""
+        region = opened.region
+        if region.kind is Kind.PASSTHROUGH:
+            backing_id: int = lib.channel_backing_open(self.core, region.fd)
+            if backing_id > 0:
+                opened.backing_id = backing_id
+            else:
+                line = f"no backing file ({os.strerror(-backing_id)}): page cache instead"
+                complaints.say(opened.identity.euid, line)
+                region.kind = Kind.PAGE_CACHE
+        region.close_descriptor()
+        return opened.backing_id
+
+    def _release(self, lane: Lane) -> Answer:
+        self._files.release(uapi.fuse_release_in.unpack_from(lane.message, _IN_SIZE)[0])
+        return plain(lane.fields.unique, 0)
 
     def _offer(self, message: bytearray) -> bytearray:
         """Leave only what we can do in what the kernel offers."""
@@ -307,12 +333,6 @@ class Channel:
         if not unique:
             # A notification, which may wait for the answer to a request that is yet to be carried.
             self.crew.post(self._write, bytes(message))
-        elif unique == self._lookup:
-            self._write(message)
-            self._look_up_next()
-        elif unique in self._opening:
-            self._opening.discard(unique)
-            self._carry_open(message)
         elif self._offered is not None:
             self._carry_init(message, self._offered)
             self._offered = None
@@ -344,24 +364,6 @@ class Channel:
             lib.channel_backing_close(self.core, backing_id)
         return backing_id > 0
 
-    def _carry_open(self, message: memoryview) -> None:
-        """Answer OPEN; for a device, say how its region comes into the client."""
-        opened = self._devices.opens.get(_get(message, _OPEN_OUT["fh"], 8)) if len(message) > _OUT_SIZE else None
-        if opened is not None:
-            region = opened.region
-            if region.kind is Kind.PASSTHROUGH:
-                backing_id = lib.channel_backing_open(self.core, region.fd)
-                if backing_id > 0:
-                    opened.backing_id = backing_id
-                    _put(message, _OPEN_OUT["open_flags"], uapi.FOPEN_PASSTHROUGH | uapi.FOPEN_DIRECT_IO)
-                    _put(message, _OPEN_OUT["backing_id"], backing_id)
-                else:
-                    line = f"no backing file ({os.strerror(-backing_id)}): page cache instead"
-                    complaints.say(opened.identity.euid, line)
-                    region.kind = Kind.PAGE_CACHE
-            region.close_descriptor()
-        self._write(message)
-
     def _write(self, message: memoryview | bytes) -> None:
         try:
             os.write(self._fuse_fd, message)
@@ -379,6 +381,10 @@ class Channel:
         """Answer a request now. Return the bytes stored in the caller; fewer than there were: it is not answered."""
         stored: int = lib.channel_deliver(self.core, *answer)
         return stored
+
+
+def _inode(lane: Lane) -> int:
+    return int(uapi.fuse_in_header.unpack_from(lane.message)[3])
 
 
 def plain(unique: int, error: int, payload: bytes = b"") -> Answer:

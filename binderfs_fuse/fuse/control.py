@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from binderfs_fuse.engine.context import Engine, Task
-    from binderfs_fuse.fuse.tree import ControlOpen, Tree
+    from binderfs_fuse.fuse.inodes import ControlOpen, Inodes
 
 CONTROL: Final = "binder-control"
 # What stands under the name in a mount of somebody else's may be a link, a terminal, or a pipe that nobody writes to.
@@ -52,13 +52,13 @@ BEGIN_ANEW: Final = _command(0x72, _RECONFIGURE)
 class Control:
     """The server's side. `texts` are what QUERY can ask for, by name."""
 
-    def __init__(self, tree: Tree, engine: Engine, texts: dict[str, Callable[[], bytes]]) -> None:
-        self._tree = tree
+    def __init__(self, inodes: Inodes, engine: Engine, texts: dict[str, Callable[[], bytes]]) -> None:
+        self._inodes = inodes
         self._engine = engine
         self._texts = texts
-        tree.controls[QUERY] = self._query
-        tree.controls[RECONFIGURE] = self._reconfigure
-        tree.controls[BEGIN_ANEW] = self._begin_anew
+        inodes.controls[QUERY] = self._query
+        inodes.controls[RECONFIGURE] = self._reconfigure
+        inodes.controls[BEGIN_ANEW] = self._begin_anew
 
     def _query(self, opened: ControlOpen, _task: Task, argument: bytes) -> tuple[int, bytes]:
         """Return a part of a text. ENOENT: there is none of that name."""
@@ -75,11 +75,11 @@ class Control:
         return 0, _QUERY.pack(name, offset, size, part)
 
     def _reconfigure(self, _opened: ControlOpen, task: Task, argument: bytes) -> tuple[int, bytes]:
-        """Set what ``max=`` and ``ro`` set. EPERM: for somebody else. EINVAL, EBUSY: as `Tree.reconfigure`."""
+        """Set what ``max=`` and ``ro`` set. EPERM: for somebody else. EINVAL, EBUSY: as `Inodes.reconfigure`."""
         if task.euid not in (0, os.geteuid()):
             return -errno.EPERM, b""
         maximum, stats, read_only = _RECONFIGURE.unpack(argument)
-        return self._tree.reconfigure(maximum, stats=bool(stats), read_only=bool(read_only)), b""
+        return self._inodes.reconfigure(maximum, stats=bool(stats), read_only=bool(read_only)), b""
 
     def _begin_anew(self, _opened: ControlOpen, task: Task, _argument: bytes) -> tuple[int, bytes]:
         """Set all counters back. EPERM: for somebody else. EBUSY: somebody has a device open."""

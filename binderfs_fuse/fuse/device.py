@@ -73,6 +73,7 @@ from binderfs_fuse.fuse.transfer import Transfer
 from binderfs_fuse.fuse.turns import Passage, Turns
 from binderfs_fuse.host import files, memory, tasks
 from binderfs_fuse.host.region import Kind, Region, has_released, unmap_released
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -114,8 +115,6 @@ _SEEK_AGAIN: Final = 1000
 _NEVER: Final = float("inf")
 # How often it is looked whether a client that cannot be answered is being killed.
 _KILL_INTERVAL: Final = 0.1
-# So many callers of an open are remembered beside those that have threads in the engine.
-_TASKS: Final = 64
 # A signal that is no kill has it looked at for as long as it is not answered: ever more seldom.
 _KILL_INTERVAL_MAX: Final = 2.0
 
@@ -359,7 +358,7 @@ class DevicePlane:
         """Let the threads of transfers end: the connection is gone."""
         self._installer.close()
 
-    # The tree's side.
+    # Opens.
 
     def open(self, handle: int, inode: int, context: Context, tid: int, uid: int, flags: int) -> Open:
         """Open a device for the process of task `tid`.
@@ -410,7 +409,7 @@ class DevicePlane:
         self._controls[handle] = handler
 
     def flush(self, handle: int) -> None:
-        """A descriptor of this open was closed; never waits."""
+        """A descriptor of this open, if it is one of a device, was closed; never waits."""
         opened = self.opens.get(handle)
         if opened is not None:
             self._crew.post_end(opened.identity.euid, self._flush, opened)
@@ -532,7 +531,7 @@ class DevicePlane:
         task = Task(tid, pid, euid, nice)
         if self._android:
             task.scheduling = tasks.scheduling(tid)
-        if len(opened.tasks) > _TASKS + 2 * len(opened.process.threads):
+        if len(opened.tasks) > Limits.tasks + 2 * len(opened.process.threads):
             # Most of them are gone, or had no thread in the engine, which limits these.
             opened.tasks.clear()
         opened.tasks[tid] = task
@@ -588,22 +587,21 @@ class DevicePlane:
         handle, offset, size, *_ = uapi.fuse_read_in.unpack_from(lane.message, _BODY)
         opened = self.opens.get(handle)
         if opened is None:
-            return self._channel.relay(lane)
+            return self._channel.read(lane)
         region = opened.region
         if region.kind is Kind.PASSTHROUGH:
             return plain(lane.fields.unique, -errno.EINVAL)
         return plain(lane.fields.unique, 0, region.read(offset, size))
 
-    def _flush_request(self, lane: Lane) -> Answer | None:
-        """Let the tree serve the close of a descriptor, but for one of the keeper's.
+    def _flush_request(self, lane: Lane) -> Answer:
+        """Serve the close of a descriptor, which is nothing to a device if the descriptor was one of the keeper's.
 
         A client that passes its device on has us hold a descriptor of it for a while. The driver holds none, so that
         our close of it is to wake nobody.
         """
-        if files.is_keeper(lane.fields.tid):
-            return plain(lane.fields.unique, 0)
-        self._channel.relay(lane)
-        return None
+        if not files.is_keeper(lane.fields.tid):
+            self.flush(uapi.fuse_flush_in.unpack_from(lane.message, _BODY)[0])
+        return plain(lane.fields.unique, 0)
 
     def _interrupt(self, lane: Lane) -> Answer | None:
         (unique,) = uapi.fuse_interrupt_in.unpack_from(lane.message, _BODY)
@@ -696,7 +694,7 @@ class DevicePlane:
             return fields.fh, fields.uid
         call = lane.serving
         if call is None:
-            return 0, 0
+            return 0, fields.uid
         if call.elsewhere is not None:
             return call.elsewhere.handle, call.elsewhere.identity.euid
         return call.open.handle, call.task.euid
@@ -881,8 +879,10 @@ class DevicePlane:
         self._lock.release()
         try:
             self._resume_each(woken, pollers)
+            lib.channel_set_aside(self._core, True)
             passage.wait()
         finally:
+            lib.channel_set_aside(self._core, False)
             self._lock.acquire()
 
     def _park(self, call: Call, wait: Wait) -> None:

@@ -15,7 +15,7 @@ deliveries that it had still to make (`Lane.work`) go to the new leader.
 A watcher costs nothing while no requests come (system.c), and a thousandth of a processor while they do.
 
 A stuck thread is charged to the owner of the memory that it waits for, not to the caller: a reply is stored by whoever
-gives it. A handle with `quotas.lanes_per_handle` threads stuck over it is *shunned*: its requests wait in the
+gives it. A handle with `Limits.lanes_per_handle` threads stuck over it is *shunned*: its requests wait in the
 `backlog` for one of them. So is a user over whose memory as many threads are stuck as are still free (quotas.py). Where
 all but the reserve are in use, the mount is *austere*: every request that would touch a client's memory waits in the
 backlog, while everything else - polls, signals, closing, the tree, and so the death of the client at fault - goes on.
@@ -48,9 +48,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from binderfs_fuse import complaints, uapi
 from binderfs_fuse._system import ffi, lib
-from binderfs_fuse.fuse import quotas
-from binderfs_fuse.fuse.quotas import Shares
 from binderfs_fuse.fuse.workers import Pool
+from binderfs_fuse.limits import Limits
+from binderfs_fuse.quotas import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -197,7 +197,6 @@ class Crew:
         look: Callable[[bool], None],
         restore: Callable[[Lane, bytes], None],
         blame: Callable[[Lane], tuple[int, int]],
-        limits: quotas.Quotas = quotas.DEFAULT,
     ) -> None:
         self._channel = channel
         self._lead = lead
@@ -207,16 +206,15 @@ class Crew:
         self._guard = threading.Lock()
         self.leader: Lane | None = None
         self._watched = False
-        self._quotas = limits
-        self._reserve = limits.lane_reserve
-        self.max_lanes = limits.lanes - limits.lane_reserve
+        self._reserve = Limits.lane_reserve
+        self.max_lanes = Limits.lanes - Limits.lane_reserve
         self._threads: set[threading.Thread] = set()
         self.lanes: set[Lane] = set()
         self.stuck: set[Lane] = set()
         # What each was stuck over, to be forgiven when it comes back: a handle, and a user.
         self._stuck_over: dict[Lane, tuple[int, int]] = {}
         self._stuck_at: Counter[int] = Counter()
-        self._shares = Shares(limits.lanes, limits.lane_reserve)
+        self._shares = Shares(Limits.lanes, Limits.lane_reserve)
         self._shunned: set[int] = set()
         # As far as `lib` was told; _SOME where there was no room for all of them.
         self._told: set[int] = set()
@@ -225,11 +223,11 @@ class Crew:
         self._rescuer: Lane | None = None
         self.rescued = 0
         self._stopping = False
-        self.workers = Pool(limits.workers, self._start_worker)
-        self.client_workers = Pool(limits.workers, self._start_worker, limits.worker_reserve)
+        self.workers = Pool(Limits.workers, self._start_worker)
+        self.client_workers = Pool(Limits.workers, self._start_worker, Limits.worker_reserve)
         # One thread, which does slices of long steps (turns.py).
         self.turn_worker = Pool(1, self._start_worker)
-        self.end_workers = Pool(limits.workers, self._start_worker)
+        self.end_workers = Pool(Limits.workers, self._start_worker)
         self._clock = Clock(self.post)
 
     def start(self) -> None:
@@ -265,7 +263,7 @@ class Crew:
 
     def post_for(self, handle: int, uid: int, job: Callable[..., object], *arguments: Any) -> None:
         """Have a worker call `job`, which may be stuck in the memory of this handle's client, a user's; never waits."""
-        accounts = ((handle, self._quotas.workers_per_handle),)
+        accounts = ((handle, Limits.workers_per_handle),)
         self.client_workers.post(job, *arguments, accounts=accounts, user=_USER | uid)
 
     def after(self, seconds: float, job: Callable[..., object], *arguments: Any) -> Timer:
@@ -274,7 +272,7 @@ class Crew:
 
     def post_end(self, uid: int, job: Callable[..., object], *arguments: Any) -> None:
         """Have a worker call `job`, which takes as many turns as this user has left behind; never waits."""
-        accounts = ((_USER | uid, self._quotas.ends_per_user),)
+        accounts = ((_USER | uid, Limits.ends_per_user),)
         self.end_workers.post(job, *arguments, accounts=accounts)
 
     def put_off(self, lane: Lane) -> bool:
@@ -397,7 +395,7 @@ class Crew:
     def _shun(self) -> int | None:
         """See anew who has to wait, after a change of what is stuck; return a user that has to from now on, if any."""
         # There are no more of either than there are lanes.
-        handles = {handle for handle, count in self._stuck_at.items() if count >= self._quotas.lanes_per_handle}
+        handles = {handle for handle, count in self._stuck_at.items() if count >= Limits.lanes_per_handle}
         users = {user for user in self._shares.held if isinstance(user, int) and self._shares.is_exhausted(user)}
         new = users - self._shunned
         self._shunned = handles | users

@@ -22,15 +22,16 @@ import trio
 
 from binderfs_fuse import __version__, complaints
 from binderfs_fuse.engine.context import Engine, Task
-from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.control import Control, start_time
 from binderfs_fuse.fuse.device import DevicePlane
+from binderfs_fuse.fuse.inodes import Device
 from binderfs_fuse.fuse.mounting import MountError
 from binderfs_fuse.fuse.supervised import ANSWER, REQUEST, Kind
-from binderfs_fuse.fuse.tree import Device, Tree
+from binderfs_fuse.fuse.tree import Tree
 from binderfs_fuse.host import files, headroom, privileges, region
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     import socket
@@ -64,8 +65,8 @@ def serve(
             text = f"max={settings.maximum} leaves no room for {len(settings.devices)} devices"
             raise MountError(text, errno.ENOSPC) from error
         facts: dict[str, object] = {}
-        Control(tree, engine, _texts(engine, plane, tree, settings, connection, facts))
-        channel = Channel(connection.descriptor, plane, tree.texts)
+        Control(tree.inodes, engine, _texts(engine, plane, tree, settings, connection, facts))
+        channel = Channel(connection.descriptor, plane, tree.inodes)
         pyfuse3.init(tree, f"/dev/fd/{channel.tree_fd}", set())
         # Threads and processes have what their maker has: so before the first one.
         headroom.survive()
@@ -108,7 +109,7 @@ def _start_programs(filters: int) -> None:
     try:
         files.start_programs(filters)
     except OSError as error:
-        raise MountError(f"cannot start another process: {error.strerror}", error.errno or errno.EAGAIN) from error
+        raise MountError(f"cannot start {error.filename}: {error.strerror}", error.errno or errno.EAGAIN) from error
 
 
 def _texts(
@@ -127,6 +128,8 @@ def _texts(
     began = time.time()
 
     def info() -> bytes:
+        with tree.inodes.guard:
+            devices = [os.fsdecode(name) for name, node in tree.inodes.root.names.items() if isinstance(node, Device)]
         with engine.lock:
             managers = [context.manager for context in engine.contexts.values()]
         return json.dumps(
@@ -136,13 +139,13 @@ def _texts(
                 "version": __version__,
                 "mountpoint": os.fspath(connection.mountpoint),
                 "uptime": time.time() - began,
-                "max": tree.maximum,
+                "max": tree.inodes.maximum,
                 "stats": settings.stats,
-                "read_only": tree.read_only,
+                "read_only": tree.inodes.read_only,
                 "chosen": settings.chosen,
                 "managers": [node.debug_id for node in managers if node is not None],
                 "region": plane.kind.value,
-                "devices": [os.fsdecode(name) for name, node in tree.root.names.items() if isinstance(node, Device)],
+                "devices": devices,
                 **facts,
             }
         ).encode()
@@ -191,7 +194,7 @@ async def _obey(supervisor: socket.socket, plane: DevicePlane, tree: Tree) -> No
             caller = Task(second, third, euid, nice)
             error = await trio.to_thread.run_sync(plane.ioctl_without_argument, inode, caller, first)
         else:
-            error = tree.reconfigure(first, stats=bool(second), read_only=bool(third))
+            error = tree.inodes.reconfigure(first, stats=bool(second), read_only=bool(third))
         await connection.send(ANSWER.pack(error))
 
 

@@ -28,7 +28,7 @@ class Settings:
     `priority`   what a call carries to its server: ``kernel`` nice values, or ``android`` scheduling policies too
     `seccomp`    whether the server has its system calls filtered; None: where that can be
     `memory`     the most bytes that the server may hold for all clients, None: as the machine allows
-    `limits`     what clients may hold, by the names of `engine.limits.Limits`, where that is not the default
+    `limits`     what clients may hold, by the names of `binderfs_fuse.limits.Limits`, where that is not the default
     `chosen`     what can be asked for of how it was mounted, in the command's words
     """
 

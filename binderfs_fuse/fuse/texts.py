@@ -4,11 +4,11 @@ Theory of operation
 -------------------
 A log is made anew whenever it is read from its start, and kept for its reader until that has read it to the end. To
 make one takes long where there is much to tell. A READ that needs a text therefore waits here, and nowhere else: it
-holds no thread, and no task of pyfuse3's, whose 99 tasks are for opens, lookups and releases. The channel asks `read`
-for each READ of a log, in the thread that received it; what is there is answered at once.
+holds no thread. The channel asks `read` for each READ of a log, in the thread that received it; what is there is
+answered at once.
 
-Each user has a queue of texts to be made, and users take turns. `_MAKERS` texts are made at a time, one at most for
-each user and of each file. All reads that wait for the same file share one text: it is begun after they were, so it
+Each user has a queue of texts to be made, and users take turns. `Limits.makers` texts are made at a time, one at most
+for each user and of each file. All reads that wait for the same file share one text: it is begun after they were, so it
 tells each of them what it should. So 120 readers cost two texts: the one that was begun before they came, and the
 next one.
 
@@ -34,17 +34,15 @@ from __future__ import annotations
 import errno
 import threading
 from collections import Counter
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from binderfs_fuse import complaints
+from binderfs_fuse.limits import Limits
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from binderfs_fuse.engine.limits import Quota
-
-# They compute, one at a time: a second one is for what waits (`DevicePlane.find_mappings`).
-_MAKERS: Final = 2
 
 
 class Unwanted(Exception):  # noqa: N818 - it is nobody's mistake
@@ -195,7 +193,7 @@ class Texts:
 
     def _next(self) -> tuple[int, _Making] | None:
         """Choose the next text to be made, if one may be begun now, and say whose turn it is."""
-        if len(self._served) == _MAKERS:
+        if len(self._served) == Limits.makers:
             return None
         found = None
         for uid, queue in self._queues.items():

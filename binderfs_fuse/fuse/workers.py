@@ -23,7 +23,7 @@ from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from binderfs_fuse import complaints
-from binderfs_fuse.fuse.quotas import Shares
+from binderfs_fuse.quotas import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

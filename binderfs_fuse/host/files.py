@@ -18,8 +18,8 @@ first reply stored in its memory can be replaced (`Instead`).
 
 A client can hold up the thread that waits for its transfer: it withholds memory that the kernel needs before the task
 can stop, or the close of a file hangs. Others must not wait for it, so threads are started as needed. One open has
-`TRACERS_PER_HANDLE` of them at most, one user half of all. A transfer beyond that waits its turn, and transfers of
-others pass it.
+`Limits.tracers_per_handle` of them at most, and users have shares that shrink with their number (quotas.py). A transfer
+beyond that waits its turn, and transfers of others pass it.
 
 Invariants
 ----------
@@ -31,7 +31,7 @@ Invariants
   the injector reaches it as its tracee alone (`ptrace.c`).
 - A task stays stopped only while its transfer runs. If the thread of a transfer loses its way, it closes its channel,
   and the injector lets the task go.
-- A transfer waits only where a limit is reached that keeps it from running.
+- A transfer waits only where a limit is reached that keeps it from running, or no thread can be started.
 - A channel to a program is one thread's at a time.
 
 PTRACE_INTERRUPT looks like a signal to the kernel's FUSE, so the server gets a FUSE_INTERRUPT for the very request. It
@@ -51,11 +51,13 @@ from collections import Counter, OrderedDict, deque
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse import complaints
 from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import tasks
+from binderfs_fuse.limits import Limits
+from binderfs_fuse.quotas import Shares
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,10 +66,6 @@ _log = logging.getLogger(__name__)
 
 RESTART: Final = -514
 """A result that makes the task make its system call again, or have -EINTR where a signal handler runs first."""
-MAX_TRACERS: Final = 64
-"""Tasks that may be traced at once; one user's may be half as many."""
-TRACERS_PER_HANDLE: Final = 8
-"""Tasks that may be traced at once over one open."""
 
 _FOLDER: Final = Path(__file__).parent
 # The system call of ptrace(2) by machine, and PTRACE_SEIZE.
@@ -80,12 +78,12 @@ _INHERITED_FILTERS = 0
 class _Program:
     """A program that works for this process, and the channels to it that nobody uses just now.
 
-    `purpose` says in the log what it does.
+    `path` is its file; `purpose` says in the log what it does.
     """
 
-    def __init__(self, control: int, pid: int, purpose: str, open_channel: Callable[[int], int]) -> None:
+    def __init__(self, path: Path, control: int, pid: int, purpose: str, open_channel: Callable[[int], int]) -> None:
         if control < 0:
-            raise OSError(-control, os.strerror(-control))
+            raise OSError(-control, os.strerror(-control), str(path))
         self.pid = pid
         self._control = control
         self._purpose = purpose
@@ -122,14 +120,29 @@ class _Program:
         return -errno.EIO
 
 
+def keeper_limits() -> Any:
+    """Return what users may hold of a keeper, for `lib.keeper_start`."""
+    return ffi.new(
+        "struct keeper_limits *",
+        {
+            "descriptors": Limits.descriptors,
+            "reserve": Limits.descriptor_reserve,
+            "closers": Limits.closers,
+            "user_closers": Limits.user_closers,
+            "user_unclosed": Limits.user_unclosed,
+        },
+    )
+
+
 class _Keeper(_Program):
     """The program that holds the files."""
 
     def __init__(self) -> None:
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        control = lib.keeper_start(os.fsencode(_FOLDER / "keeper"), pid)
-        super().__init__(control, pid[0], "holds files", lib.keeper_open)
+        path = _FOLDER / "keeper"
+        control = lib.keeper_start(os.fsencode(path), keeper_limits(), pid)
+        super().__init__(path, control, pid[0], "holds files", lib.keeper_open)
 
     @property
     def control(self) -> int:
@@ -157,8 +170,9 @@ class _Injector(_Program):
     def __init__(self, keeper: _Keeper, filters: int) -> None:
         """Start it; raises `OSError`."""
         pid = ffi.new("int *")
-        control = lib.injector_start(os.fsencode(_FOLDER / "injector"), keeper.control, filters, pid)
-        super().__init__(control, pid[0], "installs files", lib.injector_open)
+        path = _FOLDER / "injector"
+        control = lib.injector_start(os.fsencode(path), keeper.control, filters, pid)
+        super().__init__(path, control, pid[0], "installs files", lib.injector_open)
 
     def is_seizing(self, tid: int) -> bool:
         """Tell whether a thread of it is blocked in PTRACE_SEIZE of a task.
@@ -187,7 +201,8 @@ def start_programs(filters: int = 0) -> None:
     """Start the keeper and the injector with the rights of this process: each drops what it does not need.
 
     `filters` is the number of system call filters that every client has beyond those of this process, and that let the
-    injector's calls pass. Raises `OSError`. Where this is not called, each program starts when it is first needed.
+    injector's calls pass. Raises `OSError`, which names the program's file. Where this is not called, each program
+    starts when it is first needed.
     """
     global _keeper, _injector  # noqa: PLW0603 - a process has one of each
     _keeper = _Keeper()
@@ -280,9 +295,17 @@ def get_file(tid: int, fd: int, user: int) -> File | int:
 class FileInstaller:
     """Installs files in tasks, and closes descriptors there."""
 
-    def __init__(self, tracers: int = MAX_TRACERS, per_handle: int = TRACERS_PER_HANDLE) -> None:
-        """Trace at most that many tasks at once, and over one open; others wait for one to be through."""
-        self._tracers = _Tracers(tracers, per_handle)
+    def __init__(
+        self,
+        tracers: int = Limits.tracers,
+        per_handle: int = Limits.tracers_per_handle,
+        reserve: int = Limits.tracer_reserve,
+    ) -> None:
+        """Trace at most that many tasks at once, and over one open; others wait for one to be through.
+
+        So many of the `reserve` are only for users of whom none is traced.
+        """
+        self._tracers = _Tracers(tracers, per_handle, reserve)
 
     def install(
         self,
@@ -511,37 +534,29 @@ class _Tracers:
     A thread ends when its transfer raises. Transfers that wait get another thread.
     """
 
-    def __init__(self, limit: int, per_handle: int) -> None:
-        self._limit = limit
+    def __init__(self, limit: int, per_handle: int, reserve: int) -> None:
         self._per_handle = per_handle
-        self._per_user = max(1, limit // 2)
         # Each in here is promised to a thread that is idle no more.
         self._promised: SimpleQueue[_Transfer | None] = SimpleQueue()
         self._lock = threading.Lock()
         # All guarded by the lock.
         self._threads = 0
         self._idle = 0
-        self._by_handle: Counter[int] = Counter()  # running, or promised
-        self._by_user: Counter[int] = Counter()
+        self._by_handle: Counter[int] = Counter()  # transfers that run, or are promised; as the shares
+        self._shares = Shares(limit, reserve)
         self._running: dict[int, _Transfer] = {}  # by thread id of the task
         self._waiting: OrderedDict[tuple[int, int], deque[_Transfer]] = OrderedDict()  # by handle and user
         self._closed = False
 
     def submit(self, transfer: _Transfer) -> None:
-        """Have a thread run the transfer; raises RuntimeError after `close`."""
+        """Have a thread run the transfer; raises RuntimeError after `close`, or where no thread can be started."""
         with self._lock:
             if self._closed:
                 raise RuntimeError("no tracer threads any more")
-            has_thread = self._idle or self._threads < self._limit
-            if not (has_thread and self._may_run(transfer.handle, transfer.user)):
-                self._waiting.setdefault((transfer.handle, transfer.user), deque()).append(transfer)
-                return
-            self._count(transfer, 1)
-            if self._idle:
-                self._idle -= 1
-                self._promised.put(transfer)
+            if self._may_run(transfer.handle, transfer.user):
+                self._let_in(transfer)
             else:
-                self._start(transfer)
+                self._waiting.setdefault((transfer.handle, transfer.user), deque()).append(transfer)
 
     def withdraw(self, tid: int) -> _Transfer | None:
         """Return the transfer of a task, which waits no more if it did."""
@@ -565,16 +580,19 @@ class _Tracers:
             self._idle = 0
 
     def _may_run(self, handle: int, user: int) -> bool:
-        return self._by_handle[handle] < self._per_handle and self._by_user[user] < self._per_user
+        return self._by_handle[handle] < self._per_handle and self._shares.has_room(user)
 
-    def _count(self, transfer: _Transfer, change: int) -> None:
-        for counter, key in ((self._by_handle, transfer.handle), (self._by_user, transfer.user)):
-            counter[key] += change
-            if not counter[key]:
-                del counter[key]
-        if change > 0:
-            self._running[transfer.tid] = transfer
-        elif self._running.get(transfer.tid) is transfer:
+    def _count(self, transfer: _Transfer) -> None:
+        self._by_handle[transfer.handle] += 1
+        self._shares.take(transfer.user)
+        self._running[transfer.tid] = transfer
+
+    def _discount(self, transfer: _Transfer) -> None:
+        self._by_handle[transfer.handle] -= 1
+        if not self._by_handle[transfer.handle]:
+            del self._by_handle[transfer.handle]
+        self._shares.give_back(transfer.user)
+        if self._running.get(transfer.tid) is transfer:
             del self._running[transfer.tid]
 
     def _take_next(self) -> _Transfer | None:
@@ -586,13 +604,18 @@ class _Tracers:
                     self._waiting.move_to_end(whose)
                 else:
                     del self._waiting[whose]
-                self._count(transfer, 1)
                 return transfer
         return None
 
-    def _start(self, transfer: _Transfer) -> None:
-        self._threads += 1
-        threading.Thread(target=self._work, args=(transfer,), name="binderfs tracer", daemon=True).start()
+    def _let_in(self, transfer: _Transfer) -> None:
+        """Have a transfer that may run do so, in an idle thread or a new one. Raises RuntimeError without either."""
+        if self._idle:
+            self._idle -= 1
+            self._promised.put(transfer)
+        else:
+            threading.Thread(target=self._work, args=(transfer,), name="binderfs tracer", daemon=True).start()
+            self._threads += 1
+        self._count(transfer)
 
     def _work(self, transfer: _Transfer | None) -> None:
         while transfer is not None:
@@ -611,17 +634,25 @@ class _Tracers:
     def _end(self, transfer: _Transfer, *, goes_on: bool) -> _Transfer | None:
         """Note the end of a transfer; return the next for this thread, if it goes on and any may run."""
         with self._lock:
-            self._count(transfer, -1)
-            following = self._take_next()
-            if goes_on and following is not None:
-                return following
-            if not goes_on:
+            self._discount(transfer)
+            following = self._take_next() if goes_on else None
+            if following is not None:
+                self._count(following)
+            elif not goes_on:
                 self._threads -= 1
-                if following is not None:
-                    self._start(following)
             elif self._closed:
                 self._threads -= 1
                 self._promised.put(None)
             else:
                 self._idle += 1
-        return None
+            # The user has one less, and there is one more for others: so one of each may have room now.
+            while (another := self._take_next()) is not None:
+                try:
+                    self._let_in(another)
+                except RuntimeError:
+                    # The machine has no thread to spare. The next end of another transfer is another chance.
+                    whose = another.handle, another.user
+                    self._waiting.setdefault(whose, deque()).appendleft(another)
+                    self._waiting.move_to_end(whose, last=False)
+                    break
+        return following

@@ -62,7 +62,7 @@ struct worker {
 
 static int keeper_control = -1;
 static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-static pthread_cond_t ended = PTHREAD_COND_INITIALIZER;
+static pthread_cond_t ended; /* by CLOCK_MONOTONIC */
 static int workers;
 
 /* ---- orders ---- */
@@ -240,12 +240,23 @@ static int drop_rights(void)
     return prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && chdir("/") == 0 ? 0 : -errno;
 }
 
+/* Has the wait for threads go by a clock that nobody sets: else it ends early, or late, when the time is set. */
+static void prepare_to_wait(void)
+{
+    pthread_condattr_t attributes;
+
+    pthread_condattr_init(&attributes);
+    pthread_condattr_setclock(&attributes, CLOCK_MONOTONIC);
+    pthread_cond_init(&ended, &attributes);
+    pthread_condattr_destroy(&attributes);
+}
+
 /* Gives tasks that are stopped just now the time to be released: their threads find their channels closed. */
 static void await_workers(void)
 {
     struct timespec until;
 
-    clock_gettime(CLOCK_REALTIME, &until);
+    clock_gettime(CLOCK_MONOTONIC, &until);
     until.tv_sec += PATIENCE;
     pthread_mutex_lock(&lock);
     while (workers > 0 && pthread_cond_timedwait(&ended, &lock, &until) == 0)
@@ -263,6 +274,7 @@ int main(void)
         || count != 1)
         return 1;
     tracee_prepare(filters);
+    prepare_to_wait();
     while (count = 1, receive_descriptors(PROGRAM_CONTROL, &byte, 1, &descriptor, &count) > 0)
         if (count == 1)
             start_channel(descriptor);

@@ -16,7 +16,7 @@
 
 int injector_start(const char *program, int keeper, int filters, int *pid)
 {
-    int control = start_program(program, "binder-injector", pid), error;
+    int control = start_program(program, "binder-injector", NULL, 0, pid), error;
 
     if (control < 0)
         return control;

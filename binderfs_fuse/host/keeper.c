@@ -82,8 +82,11 @@
 #define CONTROL PROGRAM_CONTROL
 #define FIRST_FILE (CONTROL + 1)
 #define OWN_USER 65533 /* and group: reserved by Debian, left unused by systemd, and within a container's usual 65,536 */
+#define MOST_DESCRIPTORS (1 << 20)
+#define MOST_CLOSERS 1024
 #define MOST_UNREAD 64 /* messages that are removed from a socket; the kernel queues about 10 */
 
+static struct keeper_limits limits;
 static int listening, listening_name; /* the socket, and an O_PATH descriptor of its file */
 
 /* ---- what it holds ---- */
@@ -128,8 +131,8 @@ static time_t now(void)
  * The reserve is for users that hold none, and for the sockets by which files leave. */
 static int has_too_many(const struct user *user)
 {
-    return (user->unclosed >= KEEPER_USER_UNCLOSED && now() - user->closed > 1)
-           || user->files >= records_count - records_count / KEEPER_RESERVE - held;
+    return (user->unclosed >= limits.user_unclosed && now() - user->closed > 1)
+           || user->files >= records_count - records_count / limits.reserve - held;
 }
 
 /* Gives room for one more file of a user; NULL if there is none. */
@@ -177,7 +180,7 @@ static struct user *next_user(void)
     struct user **link, *user;
 
     for (link = &users; (user = *link) != NULL; link = &user->next)
-        if (user->first >= 0 && user->closing < KEEPER_USER_CLOSERS)
+        if (user->first >= 0 && user->closing < limits.user_closers)
             break;
     if (user == NULL || user->next == NULL)
         return user;
@@ -302,11 +305,11 @@ static void give_up(int fd, enum state state)
             user->closed = now();
         unclosed++;
         /* A closer at its user's limit, or one of all when there are too many, looks again when it is through. */
-        if (user->closing < KEEPER_USER_CLOSERS && idle_closers > 0) {
+        if (user->closing < limits.user_closers && idle_closers > 0) {
             idle_closers--;
             wakes++;
             pthread_cond_signal(&wanted);
-        } else if (user->closing < KEEPER_USER_CLOSERS && closers < KEEPER_CLOSERS) {
+        } else if (user->closing < limits.user_closers && closers < limits.closers) {
             closers += start_thread(work_as_closer, NULL) == 0;
         }
     }
@@ -643,6 +646,23 @@ static int drop_capabilities(void)
     return syscall(SYS_capset, &header, data) == 0 ? 0 : -errno;
 }
 
+static int is_between(int least, int number, int most)
+{
+    return least <= number && number <= most;
+}
+
+/* Hears what users may hold. Returns -EINVAL for numbers that it could not keep to. */
+static int receive_limits(void)
+{
+    if (receive_message(CONTROL, &limits, sizeof limits) != sizeof limits)
+        return -EINVAL;
+    return is_between(1, limits.descriptors, MOST_DESCRIPTORS) && is_between(2, limits.reserve, MOST_DESCRIPTORS)
+                   && is_between(1, limits.closers, MOST_CLOSERS) && is_between(1, limits.user_closers, limits.closers)
+                   && is_between(1, limits.user_unclosed, MOST_DESCRIPTORS)
+               ? 0
+               : -EINVAL;
+}
+
 /* Takes as many descriptors and threads as it may have. */
 static int set_limits(void)
 {
@@ -655,7 +675,7 @@ static int set_limits(void)
     }
     if (getrlimit(RLIMIT_NOFILE, &limit) != 0)
         return -errno;
-    limit.rlim_cur = limit.rlim_max < KEEPER_FILES ? limit.rlim_max : KEEPER_FILES;
+    limit.rlim_cur = limit.rlim_max < (rlim_t)limits.descriptors ? limit.rlim_max : (rlim_t)limits.descriptors;
     if (setrlimit(RLIMIT_NOFILE, &limit) != 0)
         return -errno;
     records_count = (int)limit.rlim_cur;
@@ -735,8 +755,10 @@ static int settle(void)
 
 int main(void)
 {
-    int error = settle(), fd;
+    int error = receive_limits(), fd;
 
+    if (error == 0)
+        error = settle();
     closers = error == 0 && start_thread(work_as_closer, NULL) == 0;
     send_message(CONTROL, &error, sizeof error);
     if (error < 0)

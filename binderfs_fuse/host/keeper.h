@@ -8,13 +8,16 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define KEEPER_CLOSERS 128       /* threads that may be in close() at a time */
-#define KEEPER_USER_CLOSERS 4    /* those with files of one user */
-#define KEEPER_USER_UNCLOSED 256 /* of one user that may wait, with none closed for a second, before it gets EMFILE */
-#define KEEPER_RESERVE 8         /* one part of so many of all files, for users that hold none and for sockets */
-#define KEEPER_FILES 65536       /* descriptors, where the limit of the process allows as many */
+#define KEEPER_BATCH 32 /* files of one keeper_send; SCM_MAX_FD is 253, but the receiver's stack may be small */
 
-#define KEEPER_BATCH 32          /* files of one keeper_send; SCM_MAX_FD is 253, but the receiver's stack may be small */
+/* What users may hold of it. The numbers are those of limits.py; each is at least 1. */
+struct keeper_limits {
+    int32_t descriptors;   /* where the limit of the process allows as many; at most 1 << 20 */
+    int32_t reserve;       /* one part of so many, for users that hold none and for sockets; at least 2 */
+    int32_t closers;       /* threads that may be in close() at a time; at most 1024 */
+    int32_t user_closers;  /* those with files of one user; not more than all */
+    int32_t user_unclosed; /* of one user that may wait, with none closed for a second, before it gets EMFILE */
+};
 
 /*
  * Each returns 0 (keeper_start, keeper_open: a descriptor; keeper_take, keeper_take_socket: a file) or a negative errno.
@@ -22,7 +25,7 @@
  *
  * keeper_start        starts the keeper whose program is at that path. It ends when the returned control socket is
  *                     closed in every process; its process id is stored. Errors of execve(2), or of what it needs;
- *                     -ECHILD: it ended at once.
+ *                     -ECHILD: it ended at once; -EINVAL: limits out of range.
  * keeper_open         opens a channel, for one call at a time. -EMFILE, -EAGAIN: there is no room for another.
  * keeper_take         takes a reference to what `fd` is to task `tid`, and returns its number in the keeper; `user` is
  *                     whom it is accounted to. -EBADF also for an O_PATH descriptor; -EPERM; -EMFILE, also where the
@@ -41,7 +44,7 @@
  *                     receive; -EMFILE; others as of connect(2), accept(2) and sendmsg(2).
  * keeper_close        gives files up. Waits for nothing that a client can delay.
  */
-int keeper_start(const char *program, int *pid);
+int keeper_start(const char *program, const struct keeper_limits *limits, int *pid);
 int keeper_open(int control);
 int keeper_take(int channel, int tid, int fd, uint32_t user);
 int keeper_take_socket(int channel, int tid, int fd, uint32_t user);

@@ -13,9 +13,9 @@
 
 _Static_assert(KEEPER_BATCH <= MESSAGE_DESCRIPTORS, "a batch is one message");
 
-int keeper_start(const char *program, int *pid)
+int keeper_start(const char *program, const struct keeper_limits *limits, int *pid)
 {
-    return start_program(program, "binder-keeper", pid);
+    return start_program(program, "binder-keeper", limits, sizeof *limits, pid);
 }
 
 int keeper_open(int control)

@@ -1,7 +1,8 @@
 /* SPDX-License-Identifier: Apache-2.0
  *
  * What keeper.c and keeper_client.c say to each other over a channel: a request, and an int in answer. Over control go
- * the end of a new channel, with one byte, or the numbers of files to be closed.
+ * the end of a new channel, with one byte, or the numbers of files to be closed; and before anything else
+ * `struct keeper_limits`.
  */
 #ifndef BINDERFS_FUSE_HOST_KEEPER_PROTOCOL_H
 #define BINDERFS_FUSE_HOST_KEEPER_PROTOCOL_H

@@ -169,7 +169,7 @@ static void become_program(const char *path, const char *name, int control)
 
 /* ---- the start of a program; the caller's part ---- */
 
-int start_program(const char *path, const char *name, int *pid)
+int start_program(const char *path, const char *name, const void *message, size_t size, int *pid)
 {
     int pair[2], child, error = 0, status;
     sigset_t all, before;
@@ -177,6 +177,12 @@ int start_program(const char *path, const char *name, int *pid)
 
     if (socketpair(AF_UNIX, SOCK_SEQPACKET | SOCK_CLOEXEC, 0, pair) != 0)
         return -errno;
+    if (size > 0 && send_message(pair[0], message, size) < 0) {
+        error = -errno;
+        close(pair[0]);
+        close(pair[1]);
+        return error;
+    }
     /* A handler of the caller's must not run in the child; and exec keeps the mask. */
     sigfillset(&all);
     pthread_sigmask(SIG_SETMASK, &all, &before);

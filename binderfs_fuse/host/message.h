@@ -22,8 +22,9 @@
  * open_channel          sends a new socket over `control`, with one byte, and returns its other end, or a negative errno.
  * start_program         executes the file at `path` as `name`, with an empty environment, every signal blocked, /dev/null
  *                       as descriptors 0 to 2 and its end of a control socket as 3, and no other descriptor. It has
- *                       the effective capabilities of the calling thread. Waits for the program's first message, an int: 0, or the
- *                       negative errno that it ended with. Returns the other end of the control socket, or a negative
+ *                       the effective capabilities of the calling thread. It finds a message of `size` bytes in control, unless
+ *                       that is 0. Waits for the program's first message, an int: 0, or the negative errno that it
+ *                       ended with. Returns the other end of the control socket, or a negative
  *                       errno; -ECHILD: the program ended without a word. Any thread may call it.
  */
 ssize_t send_message(int socket, const void *data, size_t size);
@@ -31,6 +32,6 @@ ssize_t receive_message(int socket, void *data, size_t size);
 int send_descriptors(int socket, const void *data, size_t size, const int *fds, int count, int flags);
 ssize_t receive_descriptors(int socket, void *data, size_t size, int *fds, int *count);
 int open_channel(int control);
-int start_program(const char *path, const char *name, int *pid);
+int start_program(const char *path, const char *name, const void *message, size_t size, int *pid);
 
 #endif

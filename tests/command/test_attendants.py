@@ -14,8 +14,9 @@ import pytest
 from binderfs_fuse.command import attendant
 from binderfs_fuse.command.attendant import Message, Verdict, identify_open
 from binderfs_fuse.command.options import base_options
-from binderfs_fuse.command.supervisor import _ATTENDANTS, Supervisor
+from binderfs_fuse.command.supervisor import Supervisor
 from binderfs_fuse.fuse.supervised import REQUEST
+from binderfs_fuse.limits import Limits
 from tests.command.test_liars import liar
 from tests.mounts import MOUNT, needs_mount
 
@@ -96,7 +97,7 @@ def test_no_user_has_all_attendants() -> None:
             got[user] += 1
 
     assert [32, 16, 8, 4, 2, 1] == [got[user] for user in range(6)]
-    assert got.total() < _ATTENDANTS
+    assert got.total() < Limits.attendants
 
 
 @needs_mount

@@ -5,6 +5,7 @@ import errno
 import fcntl
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from binderfs_fuse import uapi
 from binderfs_fuse.command import servers
 from binderfs_fuse.command.options import TABLE
 from binderfs_fuse.fuse import mounting
-from tests.mounts import MOUNT, Mounted, is_there, mount_py, needs_mount
+from tests.mounts import CHECKOUT, MOUNT, Mounted, is_there, mount_py, needs_mount
 
 pytestmark = needs_mount
 
@@ -442,6 +443,34 @@ def test_where_it_has_not_been_set_up(tmp_path: Path) -> None:
 
     assert f"mount.py: not set up: run `make -C {tmp_path} setup`\n" == done.stderr
     assert 1 == done.returncode
+
+
+@pytest.mark.parametrize("program", ["keeper", "injector"])
+@pytest.mark.parametrize("trouble", ["missing", "not executable", "no program"])
+def test_a_program_beside_the_server_that_cannot_be_started(
+    mountpoint: Path, tmp_path: Path, program: str, trouble: str
+) -> None:
+    """One line names its file and the reason, and nothing is mounted."""
+    installed = tmp_path / "installed"
+    shutil.copytree(CHECKOUT / "binderfs_fuse", installed / "binderfs_fuse")
+    shutil.copy(MOUNT, installed)
+    file = installed / "binderfs_fuse/host" / program
+    if trouble == "missing":
+        file.unlink()
+        reason = errno.ENOENT
+    elif trouble == "not executable":
+        file.chmod(0o644)
+        reason = errno.EACCES
+    else:
+        file.write_bytes(b"nothing that can be executed")
+        reason = errno.ENOEXEC
+    done = subprocess.run(
+        [sys.executable, installed / "mount.py", mountpoint], capture_output=True, text=True, check=False
+    )
+
+    assert f"mount.py: cannot start {file}: {os.strerror(reason)}\n" == done.stderr
+    assert 1 == done.returncode
+    assert not is_there(mountpoint)
 
 
 def test_limits_are_options(mount_binderfs: Callable[..., Mounted]) -> None:

@@ -176,10 +176,12 @@ def test_what_is_no_amount_of_memory(text: str) -> None:
 
 
 def test_limits_go_by_their_names() -> None:
-    """Each of the engine's can be set, and no other."""
+    """Each limit of memory can be set, and no other."""
     assert {"threads": 5, "opens": 16} == parse(["limit_threads=5,limit_opens=0x10"], Options()).settings.limits
     with pytest.raises(OptionError, match=r"^Unknown parameter 'limit_luck'$"):
         parse(["limit_luck=1"], Options())
+    with pytest.raises(OptionError, match=r"^Unknown parameter 'limit_lanes'$"):
+        parse(["limit_lanes=1"], Options())
     with pytest.raises(OptionError, match=r"^Bad value for 'limit_opens': it is a number up to 4294967295$"):
         parse(["limit_opens=many"], Options())
 

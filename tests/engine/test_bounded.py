@@ -27,11 +27,11 @@ from binderfs_fuse.engine import (
     freeze,
 )
 from binderfs_fuse.engine.freeze import Freeze
-from binderfs_fuse.engine.limits import Limits
 from binderfs_fuse.engine.node import DEAD_BINDER_AND_CLEAR, Death, Node
 from binderfs_fuse.engine.range_alloc import PAGE_SIZE, Buffer
 from binderfs_fuse.engine.transaction import Transaction
 from binderfs_fuse.engine.work import TransactionComplete
+from binderfs_fuse.limits import Limits
 from tests.engine.meter import Meter
 from tests.engine.wire import command
 

@@ -10,10 +10,11 @@ import pytest
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import CopyIn, Task, Turn, stats
-from binderfs_fuse.engine.limits import _COSTS, THREAD, UNREAD, Limits, Quota
+from binderfs_fuse.engine.limits import THREAD, UNREAD, Quota
 from binderfs_fuse.engine.node import Node
 from binderfs_fuse.engine.process import POLLERR
 from binderfs_fuse.engine.work import TransactionComplete
+from binderfs_fuse.limits import _COSTS, Limits
 from tests.engine.machine import PAGE, Caller, Client, Machine
 from tests.engine.wire import command, parcel
 

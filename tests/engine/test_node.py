@@ -9,7 +9,7 @@ import pytest
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import CopyToBuffer
-from binderfs_fuse.engine.limits import Limits
+from binderfs_fuse.limits import Limits
 from tests.engine.machine import Machine
 from tests.engine.wire import command, parcel
 

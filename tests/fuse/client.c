@@ -7,6 +7,8 @@
  *
  *   version COUNT          BINDER_VERSION that often; the last answer
  *   version-as UID COUNT   the same as another user, without end if COUNT is 0; prints "going" first
+ *   strangers COUNT        BINDER_VERSION by that many threads, one after the other, of which each then leaves the driver; waits
+ *                          for a line on stdin before it ends
  *   unknown SIZE           an ioctl that no driver has, with an argument of SIZE bytes
  *   plain                  read(2), write(2), ftruncate(2) and fallocate(2) of the device
  *   wait                   enter the looper and read
@@ -249,6 +251,15 @@ static void stuck(int threads, int shared)
     pthread_join(thread, NULL);
 }
 
+static void *come_and_go(void *unused)
+{
+    struct binder_version version = {0};
+    int32_t zero = 0;
+
+    (void)unused;
+    return (void *)(intptr_t)(ioctl(device, BINDER_VERSION, &version) || ioctl(device, BINDER_THREAD_EXIT, &zero));
+}
+
 int main(int argc, char **argv)
 {
     const char *action = argv[2];
@@ -284,6 +295,15 @@ int main(int argc, char **argv)
         for (long done = 0; !result && (!count || done < count); done++)
             result = ioctl(device, BINDER_VERSION, &version);
         say("version", result);
+    } else if (!strcmp(action, "strangers")) {
+        void *result = NULL;
+        pthread_t thread;
+        while (number-- && !result)
+            if (pthread_create(&thread, NULL, come_and_go, NULL) || pthread_join(thread, &result))
+                result = &result;
+        say("strangers", result ? -1 : 0);
+        fflush(stdout);
+        fgets((char *)buffer, sizeof(buffer), stdin);
     } else if (!strcmp(action, "unknown")) {
         say("unknown", ioctl(device, _IOC(_IOC_READ | _IOC_WRITE, 'b', 99, number), calloc(1, number)));
     } else if (!strcmp(action, "plain")) {

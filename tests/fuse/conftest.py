@@ -20,7 +20,7 @@ from binderfs_fuse.fuse import mounting
 from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.device import DevicePlane
 from binderfs_fuse.fuse.settings import Settings
-from tests.fuse.rawtree import RawTree
+from tests.fuse.rawtree import RawFiles, RawTree
 
 _SOURCE = Path(__file__).parent / "client.c"
 _MNT_FORCE = 1
@@ -146,8 +146,8 @@ def serve(tmp_path: Path, client_program: Path) -> Iterator[Callable[..., Served
         engine = Engine(time.monotonic_ns)
         context = engine.add_context("binder")
         plane = DevicePlane(engine, Settings(**settings), connection.device)  # type: ignore[arg-type]
-        channel = Channel(connection.descriptor, plane)
-        tree = RawTree(channel.tree_fd, plane, context)
+        channel = Channel(connection.descriptor, plane, RawFiles(plane, context))
+        tree = RawTree(channel.tree_fd)
         channel.start()
         served = Served(mountpoint, engine, context, plane, channel, tree, client_program)
         made.append(served)

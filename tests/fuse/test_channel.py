@@ -1,43 +1,37 @@
 import errno
 import os
+import subprocess
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
 from binderfs_fuse import uapi
 from binderfs_fuse.fuse import mounting
-from binderfs_fuse.fuse.channel import _Lookups
 from binderfs_fuse.host.region import SIZE, Kind
 from tests.fuse.conftest import Served, descriptors, until
 
 Serve = Callable[..., Served]
 
 
-def test_what_is_not_of_a_device_reaches_the_tree(served: Served) -> None:
-    """LOOKUP and GETATTR go to the tree, and its answers to the client."""
+def _statfs(served: Served) -> str:
+    """Ask for the figures of the file system; return what that failed with."""
+    found = subprocess.run(["stat", "-f", served.mountpoint], capture_output=True, text=True, check=False)
+    return found.stderr
+
+
+def test_what_no_open_needs_reaches_the_tree(served: Served) -> None:
+    """STATFS goes to the tree, and its answers to the client."""
+    assert os.strerror(errno.ENOSYS) in _statfs(served)
+    assert uapi.FUSE_STATFS in served.tree.opcodes
+
+
+def test_what_every_open_needs_does_not_reach_the_tree(served: Served) -> None:
+    """A device is looked up, opened, called and closed, and an error is told, without another thread's help."""
+    assert ["first 0", "second EINTR"] == served.run("signalled")
     assert served.size() is not None
     assert served.size("no such") is None
     assert "No such file or directory" in served.complaint
-    assert uapi.FUSE_LOOKUP in served.tree.opcodes
-
-
-def test_what_is_of_a_device_does_not_reach_the_tree(served: Served) -> None:
-    """IOCTL and INTERRUPT are answered without the tree."""
-    assert ["first 0", "second EINTR"] == served.run("signalled")
-    assert {uapi.FUSE_IOCTL, uapi.FUSE_INTERRUPT}.isdisjoint(served.tree.opcodes)
-
-
-def test_lookups_take_turns_by_user() -> None:
-    """A flood of one user's lookups does not hold up others; of one user's the newest is first, at times the oldest."""
-    lookups = _Lookups()
-    for unique in range(10):
-        lookups.add(1000, unique, b"")
-    lookups.add(2000, 100, b"")
-    lookups.add(3000, 200, b"")
-    taken = [found[0] for _ in range(12) if (found := lookups.take()) is not None]
-
-    assert [9, 100, 200, 8, 7, 6, 5, 4, 3, 0, 2, 1] == taken
-    assert lookups.take() is None
+    assert [uapi.FUSE_INIT] == served.tree.opcodes
 
 
 def test_splicing_is_not_offered(served: Served) -> None:
@@ -158,14 +152,14 @@ def test_a_dead_connection_is_an_error_for_its_clients(serve: Serve) -> None:
 
 
 def test_a_tree_that_has_left_is_an_error_for_its_clients(serve: Serve) -> None:
-    """Requests for a tree that has hung up fail; devices that are open go on."""
+    """Requests for a tree that has hung up fail; devices go on."""
     served = serve()
     client = served.start("wait")
     assert [client.line(), client.line()] == ["first 0", "going"]
     served.tree.leave()
 
-    assert served.size() is None
-    assert os.strerror(errno.ENODEV) in served.complaint
+    assert os.strerror(errno.ENODEV) in _statfs(served)
+    assert ["version 0", "8"] == served.run("version", "1")
 
 
 def test_the_idle_watcher_sleeps(serve: Serve) -> None:

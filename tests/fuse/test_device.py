@@ -4,6 +4,8 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,16 +13,20 @@ from typing import Any
 
 import pytest
 
+from binderfs_fuse import uapi
 from binderfs_fuse._system import lib
 from binderfs_fuse.engine.context import Task
-from binderfs_fuse.engine.effects import CopyIn
-from binderfs_fuse.fuse import quotas
+from binderfs_fuse.engine.effects import CopyIn, Outcome, Turn
+from binderfs_fuse.fuse.channel import plain
+from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.host.region import Kind
+from binderfs_fuse.limits import Limits
 from tests.conftest import LogWatch
 from tests.fuse.conftest import Client, Served, descriptors, until
 
 Serve = Callable[..., Served]
 CALLS = 2000
+ANOTHER_USER = 1000
 
 
 def letters(size: int) -> str:
@@ -268,18 +274,145 @@ def test_a_thread_that_is_back_when_its_place_is_taken_is_not_stuck(served: Serv
     assert not crew.stuck
 
 
+def test_who_waits_for_a_lock_is_not_replaced(served: Served) -> None:
+    """A leader that waits for the engine keeps leading: another thread could only wait for the same lock."""
+    crew = served.channel.crew
+
+    def looked_in_time() -> bool:
+        """Look whether the leader is replaced; tell whether that was before the watcher had to lose patience."""
+        assert ["version 0", "8"] == served.run("version", "1")
+        until(lambda: not served.engine.processes)
+        leader = crew.leader
+        assert leader is not None
+        with served.engine.lock:
+            client = served.start("version", "1")
+            until(lambda: leader.fields.opcode == uapi.FUSE_OPEN)
+            first = _naps()
+            until(lambda: _naps() >= first + 20)
+            is_leader = crew.leader is leader
+            in_time = _naps() < first + 80
+        assert ["version 0", "8"] == client.rest()
+        assert is_leader or not in_time
+        return in_time
+
+    until(looked_in_time)
+
+
+def test_who_waits_for_a_turn_is_replaced(served: Served) -> None:
+    """A leader that waits for a slice of a long step is no obstacle: another thread soon leads."""
+    crew = served.channel.crew
+
+    def step() -> Iterator[Turn | Outcome]:
+        yield Turn()
+        yield Outcome()
+
+    def serve_statfs(lane: Lane) -> Any:
+        with served.engine.lock:
+            served.plane._conclude(step(), 0)  # type: ignore[arg-type]
+        return plain(lane.fields.unique, -errno.ENOSYS)
+
+    served.channel._handlers[uapi.FUSE_STATFS] = serve_statfs
+
+    def is_soon_replaced() -> bool:
+        begun, end = threading.Event(), threading.Event()
+
+        def hold(_: object) -> None:
+            begun.set()
+            end.wait()
+
+        served.plane.turns.put(0, hold, None)
+        assert begun.wait(20)
+        leader = crew.leader
+        with subprocess.Popen(["stat", "-f", served.mountpoint], stderr=subprocess.DEVNULL) as asker:
+            first = _naps()
+            until(lambda: crew.leader is not leader)
+            soon = _naps() < first + 80
+            assert ["version 0", "8"] == served.run("version", "1")
+            assert asker.poll() is None
+            end.set()
+        return soon
+
+    until(is_soon_replaced)
+
+
+def _naps() -> int:
+    """Return how often threads of readers have slept so far."""
+    return sum(
+        int(line.split()[1])
+        for thread in threading.enumerate()
+        if thread.name == "binder-reader"
+        for line in Path(f"/proc/self/task/{thread.native_id}/status").read_text().splitlines()
+        if line.startswith("voluntary_ctxt_switches")
+    )
+
+
 def test_an_open_that_is_stuck_too_often_is_shunned(serve: Serve) -> None:
     """Further requests of an open with several threads stuck wait until one of them comes back."""
     served = serve()
-    client = served.start("stuck", "COMMANDS", str(quotas.DEFAULT.lanes_per_handle + 2))
+    client = served.start("stuck", "COMMANDS", str(Limits.lanes_per_handle + 2))
     assert client.line() == "going"
     crew = served.channel.crew
-    until(lambda: len(crew.stuck) == quotas.DEFAULT.lanes_per_handle and len(crew.backlog) == 2)
+    until(lambda: len(crew.stuck) == Limits.lanes_per_handle and len(crew.backlog) == 2)
     goes_on(served)
     client.kill()
 
     until(lambda: not crew.stuck and not crew.backlog and not crew._shunned)
     until(lambda: not served.plane.opens)
+
+
+def test_ends_of_opens_hold_up_nobody_else(served: Served) -> None:
+    """While a user's ends of opens take long, its next ones wait, and nobody else's do, nor any other job."""
+    crew = served.channel.crew
+    go_on, done = threading.Event(), threading.Semaphore(0)
+    try:
+        for _ in range(Limits.workers):
+            crew.post_end(os.geteuid(), go_on.wait)
+        client = served.start("wait")
+        assert ["first 0", "going"] == [client.line(), client.line()]
+        client.kill()
+        until(lambda: not served.plane.opens)
+        crew.post(done.release)
+        crew.post_end(ANOTHER_USER, done.release)
+
+        assert done.acquire(timeout=20)
+        assert done.acquire(timeout=20)
+        assert served.plane._by_process
+    finally:
+        go_on.set()
+    until(lambda: not served.plane._by_process)
+
+
+def test_a_client_that_is_stuck_is_looked_at_ever_more_seldom(served: Served) -> None:
+    """Whether a client is being killed is asked after twice as long each time, up to two seconds."""
+    client = stuck(served, "COMMANDS")
+    crew = served.channel.crew
+    until(lambda: len(crew.stuck) == 1)
+    (lane,) = crew.stuck
+    clock = crew._clock
+    look: tuple[int, ...] = (lane.fields.unique,)
+    for seconds in (0.1, 0.2, 0.4, 0.8, 1.6, 2.0, 2.0):
+        # So that nothing comes to its time meanwhile.
+        with clock._changed:
+            before = time.monotonic()
+            served.plane._let_go(*look)
+            after = time.monotonic()
+            ((due, timer),) = [(due, timer) for due, _, timer in clock._entries if timer.arguments[:1] == look[:1]]
+            look = timer.arguments
+            timer.cancel()
+
+        assert before + seconds <= due <= after + seconds
+    client.kill()
+
+
+def test_callers_that_are_remembered_are_bounded(served: Served) -> None:
+    """Of a client that calls from ever new threads a few are remembered."""
+    client = served.start("strangers", str(10 * Limits.tasks))
+    assert "strangers 0" == client.line()
+    (opened,) = served.plane.opens.values()
+    threads = len(opened.process.threads)
+
+    assert len(opened.tasks) <= Limits.tasks + 2 * threads + 1 < 2 * Limits.tasks
+    assert "" == client.ask()
 
 
 def test_the_mount_outlives_as_many_stuck_clients_as_it_has_threads(serve: Serve, logs: LogWatch) -> None:

@@ -148,6 +148,31 @@ def test_what_the_kernel_sends_by_itself_has_its_turn(kernel: Kernel) -> None:
     assert [2, 9000, 4, 9002, 6] == [kernel.serve() for _ in range(5)]
 
 
+def test_the_newest_lookup_of_a_user_is_served_first(kernel: Kernel) -> None:
+    """LOOKUPs come after all else of their user, the newest first; each eighth turn is the oldest one's."""
+    for number in range(20):
+        kernel.send(uapi.FUSE_LOOKUP, 2 * number + 2, ATTACKER, body=b"binder\0")
+    kernel.ioctl(100, ATTACKER)
+    kernel.ioctl(9000, BYSTANDER)
+    order = [kernel.serve() for _ in range(22)]
+
+    assert [100, 9000, *range(40, 28, -2), 2, *range(28, 14, -2), 4, *range(14, 4, -2)] == order
+
+
+def test_lookups_that_queue_up_make_a_mount_crowded() -> None:
+    """Where more requests follow a LOOKUP, they are read ahead, so that the newest LOOKUP can be chosen."""
+    kernel = Kernel()
+    try:
+        kernel.send(uapi.FUSE_LOOKUP, 2, ATTACKER, body=b"binder\0")
+        assert 2 == kernel.serve()
+        for number in range(2, 5):
+            kernel.send(uapi.FUSE_LOOKUP, 2 * number, ATTACKER, body=b"binder\0")
+
+        assert [4, 8, 6] == [kernel.serve() for _ in range(3)]
+    finally:
+        kernel.close()
+
+
 def test_one_users_requests_are_bounded(kernel: Kernel) -> None:
     """Requests beyond what a user may have waiting fail with ENOMEM, and others' are kept."""
     kept, size = 0, 16 << 10
@@ -184,7 +209,7 @@ def test_a_mount_is_crowded_only_while_requests_queue_up(kernel: Kernel) -> None
     kernel.ioctl(4, BYSTANDER)
     assert [2, 4] == [kernel.serve(), kernel.serve()]
     assert kernel.is_nonblocking()
-    for number in range(100):
+    for number in range(2100):
         kernel.ioctl(10 + 2 * number, ATTACKER)
         assert 10 + 2 * number == kernel.serve()
 
@@ -205,7 +230,7 @@ def test_a_flood_makes_a_mount_crowded(serve: Serve) -> None:
     assert ["going", "version 0"] == served.run("version-as", str(BYSTANDER), "200")
     for client in (*flood, bystander):
         client.kill()
-    assert ["going", "version 0"] == served.run("version-as", str(ATTACKER), "2000")
+    assert ["going", "version 0"] == served.run("version-as", str(ATTACKER), "5000")
     assert not fcntl.fcntl(served.channel._fuse_fd, fcntl.F_GETFL) & os.O_NONBLOCK
 
 

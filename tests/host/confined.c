@@ -75,6 +75,7 @@ int main(void)
     int pair[2], error, has_32_bit = has_32_bit_calls();
 
     socketpair(AF_UNIX, SOCK_SEQPACKET, 0, pair);
+    limits.descriptors = 1024;
     error = settle();
     if (error < 0)
         tell(strerror(-error));

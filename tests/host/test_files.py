@@ -23,6 +23,7 @@ import pytest
 
 from binderfs_fuse._host import ffi, lib
 from binderfs_fuse.host import files as host_files
+from binderfs_fuse.host import tasks
 from binderfs_fuse.host.files import RESTART, File, FileInstaller, get_file, injector_pid, is_keeper, keeper_pid
 from tests.conftest import LogWatch
 from tests.host.parking import Parked, ParkingDevice
@@ -33,9 +34,13 @@ pytestmark = pytest.mark.skipif(
 
 HERE = Path(__file__).parent
 LIBC = ctypes.CDLL(None, use_errno=True)
+FUTEX = {"x86_64": b"202", "aarch64": b"98"}[platform.machine()]
+FUTEX_CLOCK_REALTIME = 256
 KCMP = {"x86_64": 312, "aarch64": 272}[platform.machine()]
 CAP_SYS_PTRACE = 19
 CAP_SYS_ADMIN = 21
+PATIENCE = 60
+"""Seconds after which something that must come is given up: no behaviour is measured by it."""
 
 
 # ---- clients ----
@@ -802,6 +807,28 @@ def test_without_an_injector_nothing_is_installed(
         assert client.line() == "0 9"
 
 
+def test_no_step_of_the_clock_changes_how_long_an_injector_waits_at_its_end() -> None:
+    """It waits for its threads by a clock that nobody sets: the kernel is not asked to go by the time of day."""
+    pid = ffi.new("int *")
+    operation = None
+    # The wait has an end, before which it has to be seen.
+    while operation is None:
+        program = os.fsencode(Path(host_files.__file__).parent / "injector")
+        control = lib.injector_start(program, host_files._keeper_of_all().control, 0, pid)
+        channel = lib.injector_open(control)
+        # A thread serves the channel, and does not end while that is open here.
+        os.close(control)
+        while operation is None and os.waitid(os.P_PID, pid[0], os.WEXITED | os.WNOWAIT | os.WNOHANG) is None:
+            call = tasks.system_call(pid[0], pid[0])
+            # The one with a time.
+            if call and call[0] == FUTEX and int(call[4], 16):
+                operation = int(call[2], 16)
+        os.close(channel)
+        os.waitpid(pid[0], 0)
+
+    assert 0 == operation & FUTEX_CLOCK_REALTIME
+
+
 # ---- what can go wrong ----
 
 
@@ -1245,7 +1272,7 @@ def test_who_holds_tracers_waits_behind_others(
     start: Callable[..., Client],
 ) -> None:
     """One open has its limit of tracers, and one user half of all; the next transfer waits, and others' pass it."""
-    installer = FileInstaller(tracers=4, per_handle=1)
+    installer = FileInstaller(tracers=4, per_handle=1, reserve=0)
     for _ in range(4):
         start()
     parked = [device.parked.get() for _ in range(4)]
@@ -1263,6 +1290,75 @@ def test_who_holds_tracers_waits_behind_others(
         one.let_go.set()
         assert isinstance(one.outcome.get(), list)
     assert isinstance(waiting.outcome.get(), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_many_users_leave_a_tracer_to_the_next(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """However many transfers some users hold up, the next user's goes through; and theirs do in the end."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=2)
+    users = [1, 1, 1, 2, 2, 2, 3, 3, 4, 4]
+    for _ in range(len(users) + 1):
+        start()
+    parked = [device.parked.get() for _ in range(len(users) + 1)]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    begun = [0, 1, 3, 6, 8]
+    for index in begun:
+        assert held[index].begun.wait(PATIENCE)
+    passing = Held(installer, parked[-1], len(users), 5)
+    passing.let_go.set()
+
+    assert isinstance(passing.outcome.get(timeout=PATIENCE), list)
+    assert begun == [index for index, one in enumerate(held) if one.begun.is_set()]
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_one_end_can_let_two_transfers_go_on(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """Where two users have as many as are free, and one of them has one less, both run another."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
+    users = [1, 1, 2, 2, 2, 1]
+    for _ in users:
+        start()
+    parked = [device.parked.get() for _ in users]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    held[0].let_go.set()
+
+    for one in held:
+        assert one.begun.wait(PATIENCE)
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
+    installer.close()
+    _join("binderfs tracer")
+
+
+def test_where_no_thread_can_be_started_a_transfer_waits(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """Where the machine has no thread for a transfer that may run now, it runs when another has ended."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
+    users = [1, 1, 2, 2, 2, 1]
+    for _ in users:
+        start()
+    parked = [device.parked.get() for _ in users]
+    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    before = threading.stack_size(1 << 46)
+    try:
+        held[0].let_go.set()
+        assert held[4].begun.wait(PATIENCE)
+        assert 1 == sum(map(len, installer._tracers._waiting.values()))
+        with pytest.raises(RuntimeError, match="start new thread"):
+            installer.install(parked[0].tid, [], reply=bool, patch=nothing, failed=nothing, user=3)
+    finally:
+        threading.stack_size(before)
+    for one in held:
+        one.let_go.set()
+    for one in held:
+        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
     installer.close()
     _join("binderfs tracer")
 

@@ -11,25 +11,29 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from binderfs_fuse._host import ffi, lib
+from binderfs_fuse.host.files import keeper_limits
+from binderfs_fuse.limits import Limits
 from tests.mounts import CHECKOUT
 
 HERE = Path(__file__).parent
 CAP_SYS_PTRACE = 19
 CREDENTIALS = struct.Struct("=iII")
+PROGRAM = os.fsencode(CHECKOUT / "binderfs_fuse/host/keeper")
 KINDS = (socket.SOCK_STREAM, socket.SOCK_DGRAM, socket.SOCK_SEQPACKET)
 
 
 class Keeper:
     """A keeper of the test's own, and one channel to it."""
 
-    def __init__(self) -> None:
-        """Start it."""
+    def __init__(self, limits: Any = None) -> None:
+        """Start it, with these limits or the usual ones."""
         pid = ffi.new("int *")
-        self.control: int = lib.keeper_start(os.fsencode(CHECKOUT / "binderfs_fuse/host/keeper"), pid)
+        self.control: int = lib.keeper_start(PROGRAM, limits or keeper_limits(), pid)
         assert self.control >= 0
         self.pid: int = pid[0]
         self.channel: int = lib.keeper_open(self.control)
@@ -261,10 +265,46 @@ def test_a_program_that_is_not_there_is_an_error() -> None:
     pid = ffi.new("int *")
     before = children()
 
-    assert -errno.ENOENT == lib.keeper_start(b"/nowhere", pid)
-    assert -errno.EACCES == lib.keeper_start(b"/dev/null", pid)
-    assert -errno.ECHILD == lib.keeper_start(b"/bin/true", pid)
+    assert -errno.ENOENT == lib.keeper_start(b"/nowhere", keeper_limits(), pid)
+    assert -errno.EACCES == lib.keeper_start(b"/dev/null", keeper_limits(), pid)
+    assert -errno.ECHILD == lib.keeper_start(b"/bin/true", keeper_limits(), pid)
     assert before == children()
+
+
+@pytest.mark.parametrize(
+    ("name", "number"),
+    [
+        ("descriptors", 0),
+        ("descriptors", (1 << 20) + 1),
+        ("reserve", 1),
+        ("closers", 0),
+        ("closers", 1025),
+        ("user_closers", 0),
+        ("user_closers", Limits.closers + 1),
+        ("user_unclosed", -1),
+    ],
+)
+def test_limits_that_cannot_be_kept_to_are_an_error(name: str, number: int) -> None:
+    """A keeper that is given a number out of its range does not start."""
+    limits = keeper_limits()
+    setattr(limits, name, number)
+
+    assert -errno.EINVAL == lib.keeper_start(PROGRAM, limits, ffi.new("int *"))
+
+
+def test_a_keeper_takes_its_limits_from_who_starts_it() -> None:
+    """It has room for as many files as it is told, less the part that is reserved."""
+    limits = keeper_limits()
+    limits.descriptors = 100
+    limits.reserve = 2
+    keeper = Keeper(limits)
+    taken = 0
+    while keeper.take(0) >= 0:
+        taken += 1
+
+    # A user may take one more only while it has fewer than are free.
+    assert 25 == taken
+    keeper.close()
 
 
 def test_files_that_are_not_received_do_not_add_up(
@@ -304,7 +344,8 @@ def test_users_leave_a_share_of_files_to_the_next() -> None:
 import os, resource
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
 from binderfs_fuse._host import ffi, lib
-control = lib.keeper_start({os.fsencode(CHECKOUT / "binderfs_fuse/host/keeper")!r}, ffi.new("int *"))
+from binderfs_fuse.host.files import keeper_limits
+control = lib.keeper_start({PROGRAM!r}, keeper_limits(), ffi.new("int *"))
 channel = lib.keeper_open(control)
 for user in range(1, 5):
     count = 0

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse.fuse.quotas import DEFAULT
+from binderfs_fuse.limits import Limits
 from tests.hostile.conftest import PATIENCE, Actor, threads_of, until
 from tests.hostile.hung import NAME
 from tests.mounts import CHECKOUT, Mounted
@@ -207,13 +207,13 @@ def test_user_with_many_stuck_threads(mount_binderfs: Callable[..., Mounted], ac
     server = mounted.server
     before = threads_of(server)
     stuck = [
-        actor(mounted, "as 1000", "open", "stuck 6 commands") for _ in range(DEFAULT.lanes // DEFAULT.lanes_per_handle)
+        actor(mounted, "as 1000", "open", "stuck 6 commands") for _ in range(Limits.lanes // Limits.lanes_per_handle)
     ]
     until(lambda: mounted.log.exists() and "user 1000" in mounted.log.read_text())
     others_go_on(mounted, actor)
     for one in stuck:
         one.kill()
-    until(lambda: threads_of(server) < before + DEFAULT.lanes // 4)
+    until(lambda: threads_of(server) < before + Limits.lanes // 4)
     others_go_on(mounted, actor)
 
 
@@ -221,7 +221,7 @@ def hold_up(mounted: Mounted, actor: Start, user: int, threads: int) -> list[Act
     """Have clients of a user get so many threads of the server stuck, as far as it lets them; return them."""
     clients = []
     while threads > 0:
-        some = min(threads, DEFAULT.lanes_per_handle)
+        some = min(threads, Limits.lanes_per_handle)
         clients.append(actor(mounted, f"as {user}", "open", f"stuck {some} commands"))
         threads -= some
     return clients
@@ -236,12 +236,12 @@ def test_two_users_with_many_stuck_threads(
     manager(mounted)
     others_go_on(mounted, actor)
     before = threads_of(mounted.server)
-    stuck = [one for user in (1000, 1001) for one in hold_up(mounted, actor, user, DEFAULT.lanes // 2)]
-    until(lambda: threads_of(mounted.server) > before + DEFAULT.lanes // 2)
+    stuck = [one for user in (1000, 1001) for one in hold_up(mounted, actor, user, Limits.lanes // 2)]
+    until(lambda: threads_of(mounted.server) > before + Limits.lanes // 2)
     others_go_on(mounted, actor)
     for one in stuck:
         one.kill()
-    until(lambda: threads_of(mounted.server) < before + DEFAULT.lanes // 4)
+    until(lambda: threads_of(mounted.server) < before + Limits.lanes // 4)
     others_go_on(mounted, actor)
 
 
@@ -252,11 +252,11 @@ def test_many_users_with_stuck_threads(mount_binderfs: Callable[..., Mounted], a
     manager(mounted)
     others_go_on(mounted, actor)
     before = threads_of(mounted.server)
-    users = DEFAULT.lanes - DEFAULT.lane_reserve // 2
+    users = Limits.lanes - Limits.lane_reserve // 2
     stuck = [one for user in range(users) for one in hold_up(mounted, actor, 2000 + user, 1)]
-    until(lambda: threads_of(mounted.server) > before + DEFAULT.lanes - DEFAULT.lane_reserve)
+    until(lambda: threads_of(mounted.server) > before + Limits.lanes - Limits.lane_reserve)
     others_go_on(mounted, actor)
     for one in stuck:
         one.kill()
-    until(lambda: threads_of(mounted.server) < before + DEFAULT.lanes // 4)
+    until(lambda: threads_of(mounted.server) < before + Limits.lanes // 4)
     others_go_on(mounted, actor)

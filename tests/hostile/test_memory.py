@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.hostile.cgroups import MemoryGroup, memory_group
-from tests.hostile.conftest import Actor, keeper_of
+from tests.hostile.conftest import Actor, injector_of, keeper_of
 from tests.mounts import Mounted
 
 Start = Callable[..., Actor]
@@ -63,10 +63,10 @@ def test_an_amount_of_memory_can_be_chosen(mount_binderfs: Mount, actor: Start) 
 
 
 def test_others_are_killed_first(mount_binderfs: Mount) -> None:
-    """The kernel is told to spare the server, and its keeper, as far as root may say that here (CAP_SYS_RESOURCE)."""
+    """The kernel is told to spare the server and its two programs, as far as root may say so here."""
     mounted = mount_binderfs()
     script = "echo -900 2>&- >/proc/self/oom_score_adj; cat /proc/self/oom_score_adj"
     possible = subprocess.run(["sh", "-c", script], capture_output=True, check=True).stdout
-    processes = mounted.server, keeper_of(mounted.server)
+    processes = mounted.server, keeper_of(mounted.server), injector_of(mounted.server)
 
-    assert [possible] * 2 == [Path(f"/proc/{pid}/oom_score_adj").read_bytes() for pid in processes]
+    assert [possible] * 3 == [Path(f"/proc/{pid}/oom_score_adj").read_bytes() for pid in processes]

@@ -2,6 +2,7 @@
 
 import os
 import re
+import resource
 import select
 import signal
 import subprocess
@@ -10,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from binderfs_fuse._host import lib
-from binderfs_fuse.host.files import MAX_TRACERS, TRACERS_PER_HANDLE
+from binderfs_fuse.limits import Limits
 from tests.hostile.conftest import PATIENCE, Actor, files_of, injector_of, keeper_of, until
 from tests.hostile.test_blocking import hung, others_go_on
 from tests.hostile.test_faults import ENDED
@@ -93,7 +93,7 @@ def test_files_that_cannot_be_closed(mounted: Mounted, actor: Start, hung: Hung)
     related = actor(mounted, "as 1000", "open")
     client = actor(mounted, "open")
     hang_closes(server)
-    for _ in range(lib.KEEPER_USER_CLOSERS + lib.KEEPER_USER_UNCLOSED):
+    for _ in range(Limits.user_closers + Limits.user_unclosed):
         assert GIVEN == flooding.do("give 7")
     assert GIVEN == related.do("give pipe")
     assert "1 hello" == service.do("take")
@@ -177,6 +177,31 @@ def test_dropped_device_tells_nobody_to_return(mounted: Mounted, actor: Start) -
     assert "need_return 1" not in state
 
 
+def test_descriptors_that_nobody_takes(mount_binderfs: Mount, actor: Start) -> None:
+    """Two users that have as many descriptors wait as they can leave another one enough to pass some on."""
+
+    def limit() -> None:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
+
+    mounted = mount_binderfs("mode=666", preexec_fn=limit)
+    service = actor(mounted, "as 3000", "open", "manager")
+    client = actor(mounted, "as 3000", "open")
+    actor(mounted, "as 1000", "open", "manager", device="hwbinder")
+    counts = []
+    for user in (1000, 1001):
+        flooding = actor(mounted, f"as {user}", "open", device="hwbinder")
+        count = 0
+        while (said := flooding.do("give 0")) == GIVEN:
+            count += 1
+        assert "BR_FAILED_REPLY -24" == said
+        counts.append(count)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+
+    assert counts[0] > counts[1] > 0
+
+
 def traced(pid: int) -> int:
     """Return how many threads of a process the server has seized."""
     statuses = [(task / "status").read_text() for task in Path(f"/proc/{pid}/task").iterdir()]
@@ -187,13 +212,13 @@ def test_receivers_that_do_not_come(mounted: Mounted, actor: Start) -> None:
     """One open holds its share of the tracers, others get their files; and who waits behind it can be killed."""
     service = actor(mounted, "open", "manager")
     client = actor(mounted, "open")
-    lingering = actor(mounted, "open", "manager", f"linger {MAX_TRACERS + 6}", device="hwbinder")
-    calling = actor(mounted, "open", f"hand {MAX_TRACERS + 5}", device="hwbinder")
-    until(lambda: traced(lingering.pid) == TRACERS_PER_HANDLE)
+    lingering = actor(mounted, "open", "manager", f"linger {Limits.tracers + 6}", device="hwbinder")
+    calling = actor(mounted, "open", f"hand {Limits.tracers + 5}", device="hwbinder")
+    until(lambda: traced(lingering.pid) == Limits.tracers_per_handle)
     for _ in range(20):
         assert GIVEN == client.do("give pipe")
         assert "1 hello" == service.do("take")
-    assert TRACERS_PER_HANDLE == traced(lingering.pid)
+    assert Limits.tracers_per_handle == traced(lingering.pid)
     # One more receiver on the same open, in a process of its own.
     child = int(lingering.do("fork"))
     ended = os.pidfd_open(child)
@@ -203,3 +228,28 @@ def test_receivers_that_do_not_come(mounted: Mounted, actor: Start) -> None:
     until(lambda: re.search(rf"transaction .* to \d+:{child} ", state.read_text()))
     os.kill(child, signal.SIGKILL)
     wait_for_end(ended)
+
+
+def test_receivers_of_two_users_that_do_not_come(mount_binderfs: Mount, actor: Start) -> None:
+    """Two users whose receivers hold as many tracers as they can leave others enough to get their files."""
+    opens = Limits.tracers // Limits.tracers_per_handle
+    devices = [f"flood{number}" for number in range(opens)]
+    mounted = mount_binderfs("mode=666", f"devices={':'.join(['binder', *devices])}")
+    service = actor(mounted, "as 3000", "open", "manager")
+    client = actor(mounted, "as 3000", "open")
+    receivers: dict[int, list[int]] = {1000: [], 1001: []}
+    for number, device in enumerate(devices):
+        user = 1000 + number % 2
+        linger = f"linger {Limits.tracers_per_handle}"
+        receivers[user].append(actor(mounted, f"as {user}", "open", "manager", linger, device=device).pid)
+        actor(mounted, f"as {user}", "open", f"hand {Limits.tracers_per_handle}", device=device)
+
+    def are_exhausted() -> bool:
+        held = [sum(map(traced, pids)) for pids in receivers.values()]
+        return min(held) >= Limits.tracers - Limits.tracer_reserve - sum(held)
+
+    until(are_exhausted)
+    for _ in range(20):
+        assert GIVEN == client.do("give pipe")
+        assert "1 hello" == service.do("take")
+    assert are_exhausted()

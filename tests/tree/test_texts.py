@@ -5,8 +5,9 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from binderfs_fuse.engine.limits import Limits, Quota
+from binderfs_fuse.engine.limits import Quota
 from binderfs_fuse.fuse.texts import Source, Texts, Unwanted
+from binderfs_fuse.limits import Limits
 
 
 class File:

@@ -2,7 +2,7 @@
 
 import pytest
 
-from binderfs_fuse.fuse.quotas import Shares
+from binderfs_fuse.quotas import Shares
 
 TOTAL, RESERVE = 128, 16
 ROOM = TOTAL - RESERVE
