@@ -42,7 +42,8 @@ class Limits:
     `log_bytes`     text of logs that is kept until it has been read: read(2) fails with ENOMEM; one text is a quarter
                     of it at most
     `user_log_bytes` text of logs that one user has begun to read, beyond the first: ENOMEM
-    `objects`       threads, nodes, refs, notifications, buffers and the objects in them: as `threads` to `unread`
+    `objects`       threads, what they have to read, nodes, refs, notifications, buffers and the objects in them, at
+                    the rates of engine/limits.py: as `threads` to `unread`
     `user_objects`  those of one user
     `pages`         pages present in receive regions: BR_FAILED_REPLY (-ENOMEM)
     `user_pages`    those of one user's regions: the same

@@ -405,7 +405,7 @@ class World:
             copied = choices.below(len(outcome.data)) if len(outcome.data) < 256 else 0
             for file, _, _ in outcome.files:
                 file.close()
-            outcome = self._conclude(process.undeliver(pending.task, outcome.argument, copied))
+            outcome = self._conclude(process.undeliver(pending.task, outcome, copied))
             _require(not outcome.files, "files with a fault")
         if outcome.files:
             if choices.rarely(3):

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
     from binderfs_fuse.engine.priority import Scheduling
     from binderfs_fuse.engine.process import Process
+    from binderfs_fuse.engine.work import Work, WorkList
 
 
 class Region(Protocol):
@@ -190,6 +191,10 @@ class Wait:
         self.owner: Any = None
 
 
+# What an outcome has that is not of a read. Nothing is added to it.
+_NOTHING: Final[list[tuple[int, Work, WorkList]]] = []
+
+
 @final
 class Outcome:
     """What a finished step tells the shell to do.
@@ -203,13 +208,30 @@ class Outcome:
                  `Process.install_failed`.
     `closes`     descriptor numbers to close in the caller.
     `buffers`    [(Region, offset, size)]: what clients are to see anew: cleared, and last what this delivers.
+
+    The others are the engine's, to take back what cannot be stored: `delivered` are the items of work in `data`, each
+    as (where it ends there, item, the list it came from); `stored` is how many bytes of the read were stored before
+    these; `spawned` says that it said BR_SPAWN_LOOPER, and `waited` that it had to wait.
     """
 
-    __slots__ = ("address", "argument", "buffers", "closes", "data", "error", "files")
+    __slots__ = (
+        "address",
+        "argument",
+        "buffers",
+        "closes",
+        "data",
+        "delivered",
+        "error",
+        "files",
+        "spawned",
+        "stored",
+        "waited",
+    )
 
     files: Sequence[tuple[File, Region, int]]
     closes: Sequence[int]
     buffers: Sequence[tuple[Region, int, int]]
+    delivered: list[tuple[int, Work, WorkList]]
 
     def __init__(self, error: int = 0, argument: bytes = b"", address: int = 0, data: bytes | bytearray = b"") -> None:
         self.error = error
@@ -219,6 +241,10 @@ class Outcome:
         self.files = ()
         self.closes = ()
         self.buffers = ()
+        self.delivered = _NOTHING
+        self.stored = 0
+        self.spawned = False
+        self.waited = False
 
 
 Effect: TypeAlias = (

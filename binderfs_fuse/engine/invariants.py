@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 
 from binderfs_fuse.engine import stats
 from binderfs_fuse.engine.freeze import Freeze
+from binderfs_fuse.engine.limits import THREAD, UNREAD
 from binderfs_fuse.engine.node import DEAD_BINDER, Death, Node, Ref
 from binderfs_fuse.engine.range_alloc import ACTIVE, LRU, PAGE_SHIFT, PAGE_SIZE, Buffer, FreeTree, RangeAllocator
 from binderfs_fuse.engine.thread import POLL, WAITING, Thread
@@ -414,6 +415,9 @@ class _Check:
             for_process = thread in thread.process.waiting_threads
             _true(not thread.has_work(for_process=for_process), f"{name} sleeps, and has work")
         _true(not (thread.closes and self.quiet), f"{name}: descriptors are left to close")
+        # A step of its own may hold one on its way.
+        completions = sum(type(work) is TransactionComplete for work in thread.todo)
+        self._exact(f"{name}: unread completions", completions, thread.unread)
 
     # -- nodes and refs
 
@@ -498,7 +502,9 @@ class _Check:
     # -- what users hold
 
     def _accounts(self) -> None:
-        objects: Counter[int] = Counter(id(thread.process.account) for thread in self.threads)
+        objects: Counter[int] = Counter()
+        for thread in self.threads:
+            objects[id(thread.process.account)] += THREAD + thread.unread // UNREAD
         objects.update(id(node.account) for node in self.nodes)
         for holder in (self.refs, self.deaths.values(), self.freezes.values()):
             objects.update(id(item.process.account) for item in holder)

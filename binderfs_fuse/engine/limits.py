@@ -24,8 +24,8 @@ a limit again is served again.
 Invariants
 ----------
 - `account.opens`, `.objects` and `.pages` are what the user's processes hold at this time: opens that are not freed;
-  threads, nodes, refs, death and freeze notifications, and buffers with the objects in them; pages made present in
-  their regions.
+  threads (`THREAD` each), what these have to read (one for each `UNREAD` returns of a thread), nodes, refs, death and
+  freeze notifications, and buffers with the objects in them; pages made present in their regions.
 - A node that outlives its process stays in its user's account.
 - `pool.held` is the sum of what the users hold, or have leased.
 - `pool.held` exceeds `pool.total` only when `resize` made the total smaller.
@@ -45,6 +45,11 @@ ALL: Final = 2
 _STEP: Final = 256
 # So many accounts give back what they do not need when a lease is refused.
 _CUTS: Final = 64
+
+# A thread counts for so many objects: while a long write waits for its turn, it keeps up to 4 KiB of commands.
+THREAD: Final = 4
+# So many returns that a thread has to read, of some 80 bytes each, count for one object. Its own cover fewer than that.
+UNREAD: Final = 16
 
 
 class Pool:

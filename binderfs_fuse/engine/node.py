@@ -103,8 +103,8 @@ class Node(Work):
         self.refs: SortedMap[Ref] = SortedMap()
         # When it died, by a number that grows.
         self.died = 0
-        # The last delivery: to whom, and what it was about.
-        self.delivered: tuple[Thread, bool, bool, bool, bool] | None = None
+        # The last delivery: to which thread, by its tid, and what it was about. A thread that is gone is not kept.
+        self.delivered: tuple[int, bool, bool, bool, bool] | None = None
 
     def increment(self, *, strong: bool, internal: bool, target: Thread | None = None) -> int:
         """Count a reference; tell `target`'s todo list if user space does not know of one yet.
@@ -176,7 +176,7 @@ class Node(Work):
         weak = strong or bool(self.refs.count or self.local_weak_refs or self.tmp_refs)
         had_strong = self.has_strong_ref
         had_weak = self.has_weak_ref
-        self.delivered = (thread, had_strong, had_weak, strong, weak)
+        self.delivered = (thread.tid, had_strong, had_weak, strong, weak)
         if weak and not had_weak:
             self.has_weak_ref = self.pending_weak_ref = True
             self.local_weak_refs += 1
@@ -208,7 +208,7 @@ class Node(Work):
         process = thread.process
         reader, had_strong, had_weak, strong, weak = self.delivered
         there = process.nodes.get(self.ptr)
-        if reader is not thread or there is not (self if weak else None):
+        if reader != thread.tid or there is not (self if weak else None):
             return
         if had_weak and not weak:
             self.has_weak_ref = True

@@ -32,6 +32,7 @@ from typing import TYPE_CHECKING, Final
 from binderfs_fuse import uapi
 from binderfs_fuse.engine import freeze, stats
 from binderfs_fuse.engine.effects import TURN, Outcome, Pace
+from binderfs_fuse.engine.limits import THREAD
 from binderfs_fuse.engine.node import Node, Ref
 from binderfs_fuse.engine.objects import release_few_objects, release_objects
 from binderfs_fuse.engine.range_alloc import PAGE_SIZE, Buffer, RangeAllocator
@@ -194,16 +195,16 @@ class Process:
 
     # -- threads and work
 
-    def is_full(self, count: int, limit: int) -> bool:
-        """Whether there may not be one more of what there are `count` of here, or of anything for this user."""
+    def is_full(self, count: int, limit: int, cost: int = 1) -> bool:
+        """Whether there may not be one more of what there are `count` of here, or `cost` objects more for this user."""
         account = self.account
-        return count >= limit or (account.objects >= account.object_lease and not account.has_objects(1))
+        return count >= limit or (account.objects + cost > account.object_lease and not account.has_objects(cost))
 
     def thread(self, task: Task) -> Thread | None:
         """The thread of the calling task, made on its first call; None where there are too many."""
         thread = self.threads.get(task.tid)
         if thread is None:
-            if self.is_full(len(self.threads), self.engine.limits.threads):
+            if self.is_full(len(self.threads), self.engine.limits.threads, THREAD):
                 return None
             thread = self.threads[task.tid] = Thread(self, task.tid)
             self.tids.add(task.tid, thread)
@@ -422,12 +423,12 @@ class Process:
             return thread.write_read(argument, commands, nonblock=nonblock)
         return _ioctl(thread, command, argument)
 
-    def undeliver(self, task: Task, argument: bytes, copied: int) -> Step:
+    def undeliver(self, task: Task, outcome: Outcome, copied: int) -> Step:
         """The data of the last outcome was stored only up to `copied` bytes; what to answer instead.
 
         Its files stay the shell's to close, and its `closes` are to be closed. Asks for nothing but turns.
         """
-        return self.threads[task.tid].undeliver(argument, copied)
+        return self.threads[task.tid].undeliver(outcome, copied)
 
     def installed(self, task: Task, numbers: list[int], outcome: Outcome) -> None:
         """The descriptors of the last outcome have these numbers in the client."""
@@ -441,7 +442,7 @@ class Process:
 
     def install_failed(self, task: Task, outcome: Outcome) -> Step:
         """The descriptors of the last outcome could not be installed; what to answer instead, after turns alone."""
-        return self.threads[task.tid].install_failed(outcome.argument, outcome.data)
+        return self.threads[task.tid].install_failed(outcome)
 
     def poll(self, task: Task) -> int:
         """POLLIN if a read of this thread would find something; its wake-ups go to `engine.poll_ready` from now on.

@@ -11,10 +11,14 @@ nothing more to do.
 Work of the thread's own does not by itself end a wait: only `process_todo` does. That is how BR_TRANSACTION_COMPLETE
 of a synchronous call stays behind until the reply (`enqueue_deferred`).
 
-A read is put together in the engine and stored in the client's memory at once, after the fact. Should the memory turn
-out not to be writable, `undeliver` puts the state back to what the driver, which stores item by item, would have left:
-the item at which the fault occurred is lost (its caller, if any, is told), those behind it were never taken. Other
-threads may have gone on with an item meanwhile, as far as they can know of it; then it stays as they left it.
+A read is put together in the engine and stored in the client's memory at once, after the fact; a long one in parts,
+before each turn. Should the memory turn out not to be writable, `undeliver` puts the state back to what the driver,
+which stores item by item, would have left: the item at which the fault occurred is lost (its caller, if any, is told),
+those behind it were never taken. Other threads may have gone on with an item meanwhile, as far as they can know of it;
+then it stays as they left it.
+
+What it takes to take a part back is in the read's outcome. So it ends with that, and is never more than one part: no
+thread keeps what it has read.
 A fault at the very start must be known *before* parking: the first read into a buffer stores its BR_NOOP right away;
 later ones into the same address are taken to be as good.
 
@@ -51,12 +55,12 @@ from binderfs_fuse.engine.effects import (
     SetNice,
     SetScheduling,
     Wait,
-    drain,
 )
+from binderfs_fuse.engine.limits import THREAD, UNREAD
 from binderfs_fuse.engine.node import CLEAR_DEATH_NOTIFICATION, DEAD_BINDER, DEAD_BINDER_AND_CLEAR, Death
 from binderfs_fuse.engine.priority import NORMAL, scheduling_to_serve
 from binderfs_fuse.engine.transaction import Transaction, transact
-from binderfs_fuse.engine.work import ReturnError, Work, WorkList
+from binderfs_fuse.engine.work import ReturnError, TransactionComplete, Work, WorkList
 from binderfs_fuse.uapi import (
     BC_ACQUIRE,
     BC_ACQUIRE_DONE,
@@ -121,8 +125,6 @@ class Thread:
     __slots__ = (
         "cleared",
         "closes",
-        "data",
-        "delivered",
         "euid",
         "extended_error",
         "failed_buffer",
@@ -136,19 +138,17 @@ class Thread:
         "pid",
         "process",
         "process_todo",
-        "read_much",
         "releasing",
         "reply_error",
         "return_error",
         "scheduling",
-        "spawned",
         "tid",
         "todo",
         "transaction_stack",
         "translation",
         "undoing",
+        "unread",
         "wait",
-        "waited",
     )
 
     process: Process
@@ -159,7 +159,7 @@ class Thread:
 
     def __init__(self, process: Process, tid: int) -> None:
         process.engine.stats.created[stats.THREAD] += 1
-        process.account.objects += 1
+        process.account.objects += THREAD
         self.process = process
         self.tid = tid
         # The thread group's, which is not the process's where that has handed on its descriptor.
@@ -172,19 +172,16 @@ class Thread:
         self.is_dead = False
         self.todo = WorkList()
         self.process_todo = False
+        # How many TransactionCompletes it has to read, with the one that a step of it has not queued yet.
+        self.unread = 0
         self.transaction_stack: Transaction | None = None
         self.return_error = ReturnError()
         self.reply_error = ReturnError()
         # (id, command, parameter) as BINDER_GET_EXTENDED_ERROR gives them.
         self.extended_error: tuple[int, int, int] = (0, BR_OK, 0)
         self.wait = Wait()
-        # What the last read handed over: (end of the item in the data, item, the list it came from), and whether it
-        # said BR_SPAWN_LOOPER and had to wait.
-        self.delivered: list[tuple[int, Work, WorkList]] = []
-        # How many more elements it touches before it gives a turn; whether its last read gave one; and what is left of
-        # the release of a buffer.
+        # How many more elements it touches before it gives a turn, and what is left of the release of a buffer.
         self.left = 0
-        self.read_much = False
         self.releasing: Turns | None = None
         # What is known of the objects of the transaction that it sends; kept for the next one.
         self.translation: Translation | None = None
@@ -192,9 +189,6 @@ class Thread:
         self.undoing: WorkList | None = None
         # And the buffer of a transaction that cannot be delivered any more.
         self.failed_buffer: Buffer | None = None
-        self.data: bytes | bytearray = b""
-        self.spawned = False
-        self.waited = False
         # Where a BR_NOOP could be stored last.
         self.good_buffer: int | None = None
         # The last read ended with a transaction whose files are the shell's now; they may not be installed yet.
@@ -211,6 +205,27 @@ class Thread:
         if self.looper & POLL and not self.process_todo:
             self.process.engine.poll_ready[self.process] = None
         self.process_todo = True
+
+    def is_full(self) -> bool:
+        """Whether it has so much to read that it may not send more."""
+        if self.todo.count >= self.process.engine.limits.unread:
+            return True
+        if (self.unread + 1) % UNREAD:
+            return False
+        account = self.process.account
+        return account.objects >= account.object_lease and not account.has_objects(1)
+
+    def count_unread(self) -> None:
+        """Count a TransactionComplete that it is to read."""
+        self.unread += 1
+        if not self.unread % UNREAD:
+            self.process.account.objects += 1
+
+    def discount_unread(self) -> None:
+        """Count one no more, which it has read or never will."""
+        if not self.unread % UNREAD:
+            self.process.account.objects -= 1
+        self.unread -= 1
 
     def enqueue_deferred(self, work: Work) -> None:
         """Add work that waits for some other work to be read with."""
@@ -343,16 +358,15 @@ class Thread:
             if error:
                 data = b""
             else:
-                self.spawned = self._wants_looper()
-                if self.spawned and not read_consumed:
+                spawned = outcome.spawned = self._wants_looper()
+                if spawned and not read_consumed and not outcome.stored:
                     data[0:4] = _SPAWN_LOOPER
-                elif self.spawned:
+                elif spawned:
                     copied = yield CopyOut(read_buffer, _SPAWN_LOOPER)
                     if copied != 4:
                         error = -EFAULT
                         self.process.count_return(BR_SPAWN_LOOPER, -1)
-                read_consumed += len(data)
-            self.data = data
+                read_consumed += outcome.stored + len(data)
             if process.todo.first is not None:
                 process.wake_up()
         self.looper_need_return = False
@@ -381,19 +395,16 @@ class Thread:
         *,
         nonblock: bool,
     ) -> Generator[Effect, Any, int]:
-        """Fill `out` with work; 0 or a negative errno."""
+        """Fill `out` with work; 0 or a negative errno. What `outcome` says is stored is in `out` no more."""
         process = self.process
         if not consumed and buffer != self.good_buffer:
             copied = yield CopyOut(buffer, _NOOP)
             if copied != 4:
                 return -EFAULT
             self.good_buffer = buffer
-        if self.read_much:
-            self.read_much = False
-            yield from drain(self.delivered, Pace(process.engine.chunk))
         self.left = process.engine.chunk
-        delivered = self.delivered = []
-        self.waited = False
+        delivered: list[tuple[int, Work, WorkList]] = []
+        outcome.delivered = delivered
         while True:
             for_process = self.transaction_stack is None and self.todo.first is None
             self.looper |= WAITING
@@ -413,7 +424,7 @@ class Thread:
                 ):
                     if for_process:
                         process.waiting_threads[self] = None
-                    self.waited = wait.parked = True
+                    outcome.waited = wait.parked = True
                     error = yield wait
                     wait.parked = False
                     if for_process:
@@ -430,6 +441,8 @@ class Thread:
                     queue = process.todo
                 else:
                     if consumed + len(out) == 4 and not self.looper_need_return:
+                        # These had nothing to say.
+                        delivered.clear()
                         break
                     return 0
                 # The driver's subtraction of unsigned numbers; a large enough difference needs no wrapping around.
@@ -447,7 +460,17 @@ class Thread:
                     self.left -= 1
                     if self.left <= 0:
                         self.left = process.engine.chunk
-                        self.read_much = True
+                        copied = yield CopyOut(outcome.address, bytes(out))
+                        if copied != len(out):
+                            process.tmp_ref += 1
+                            yield from self._take_back_rest(delivered, out, copied, faulty=True)
+                            process.drop_tmp_ref()
+                            return -EFAULT
+                        delivered.clear()
+                        outcome.address = _wrapped(outcome.address + copied)
+                        outcome.stored += copied
+                        consumed += copied
+                        out.clear()
                         yield TURN
                     continue
                 received = work.buffer
@@ -588,33 +611,44 @@ class Thread:
             return True
         return False
 
-    def undeliver(self, argument: bytes, copied: int) -> Step:
+    def undeliver(self, outcome: Outcome, copied: int) -> Step:
         """The read's data could be stored only up to `copied` bytes: -EFAULT, and the state that the driver leaves.
 
-        `argument` is the one that the outcome carried. What the files and `closes` of that outcome are does not change.
-        If the process is released at one of the turns, as that of a caller that is killed may be, the rest of the read
-        counts as arrived.
+        What the files and `closes` of its `outcome` are does not change. If the process is released at one of the
+        turns, as that of a caller that is killed may be, the rest of the read counts as arrived.
         """
         process = self.process
         process.tmp_ref += 1
+        fields = list(_unpack_write_read(outcome.argument))
+        fields[4] = (fields[4] - outcome.stored - len(outcome.data)) & U64
+        if outcome.spawned:
+            process.count_return(BR_SPAWN_LOOPER, -1)
+            process.requested_threads = 0
+        # Or the driver would have met the fault with its BR_NOOP, before it looked for work.
+        faulty = bool(fields[4] or outcome.stored or outcome.waited or copied >= len(_NOOP))
+        yield from self._take_back_rest(outcome.delivered, outcome.data, copied, faulty=faulty)
+        self.files_handed_over = False
+        if process.todo.first is not None:
+            process.wake_up()
+        process.drop_tmp_ref()
+        yield Outcome(-EFAULT, _pack_write_read(*fields))
+
+    def _take_back_rest(
+        self, delivered: list[tuple[int, Work, WorkList]], data: bytes | bytearray, copied: int, *, faulty: bool
+    ) -> Turns:
+        """Take back of a part of a read what does not end before `copied`; the caller has a reference to the process.
+
+        With `faulty` the fault was at an item, and that is lost.
+        """
+        process = self.process
         pace = Pace(process.engine.chunk)
-        delivered = self.delivered
-        self.delivered = []
         self.good_buffer = None
-        fields = list(_unpack_write_read(argument))
-        fields[4] = (fields[4] - len(self.data)) & U64
         # How many items could be stored whole, and where the last of these ends.
         stored = bisect_right(delivered, copied, key=_end_of_item)
         end = delivered[stored - 1][0] if stored else 0
-        yield from self._uncount(self.data, end, copied, pace)
-        if self.spawned:
-            process.count_return(BR_SPAWN_LOOPER, -1)
-            process.requested_threads = 0
-        # What the driver would have taken from its list: all that could be stored and one more. Nothing, where it would
-        # have met the fault with its BR_NOOP, before it looked.
-        taken = 0
-        if fields[4] or self.waited or copied >= len(_NOOP):
-            taken = stored + 1
+        yield from self._uncount(data, end, copied, pace)
+        # What the driver would have taken from its list: all that could be stored and one more, or nothing.
+        taken = stored + 1 if faulty else 0
         lost = delivered[taken - 1][1] if 0 < taken <= len(delivered) else None
         while len(delivered) > taken and not process.is_dead:
             _, work, self.undoing = delivered.pop()
@@ -627,12 +661,7 @@ class Thread:
         self.undoing = None
         if lost is not None and not process.is_dead:
             lost.lose(self)
-        yield from drain(delivered, pace)
-        self.files_handed_over = False
-        if process.todo.first is not None:
-            process.wake_up()
-        process.drop_tmp_ref()
-        yield Outcome(-EFAULT, _pack_write_read(*fields))
+        delivered.clear()
 
     def _uncount(self, data: bytes | bytearray, position: int, start: int, pace: Pace) -> Turns:
         """Count the returns in `data` no more that do not end before `start`; one begins at `position`, before it."""
@@ -689,7 +718,7 @@ class Thread:
         transaction.to_thread = None
         return True
 
-    def install_failed(self, argument: bytes, data: bytes | bytearray) -> Step:
+    def install_failed(self, outcome: Outcome) -> Step:
         """The descriptors of the transaction that ended this read could not be installed, though there was room.
 
         Its caller gets BR_FAILED_REPLY, a reader of a reply too; the buffer is freed. The driver would read on for
@@ -698,10 +727,12 @@ class Thread:
         process = self.process
         process.tmp_ref += 1
         self.files_handed_over = False
-        fields = list(_unpack_write_read(argument))
-        _, transaction, _ = self.delivered.pop()
+        data = outcome.data
+        delivered = outcome.delivered
+        fields = list(_unpack_write_read(outcome.argument))
+        _, transaction, _ = delivered.pop()
         assert isinstance(transaction, Transaction)  # nothing else has descriptors
-        start = self.delivered[-1][0] if self.delivered else (4 if fields[4] == len(data) else 0)
+        start = delivered[-1][0] if delivered else (4 if fields[4] == len(data) else 0)
         kept = bytearray(data[:start])
         buffer = transaction.held_buffer()
         assert buffer is not None  # it cannot be freed before its descriptors are installed
@@ -714,7 +745,9 @@ class Thread:
             process.count_return(BR_FAILED_REPLY)
         fields[4] += len(kept) - len(data)
         process.drop_tmp_ref()
-        yield Outcome(0, _pack_write_read(*fields), (fields[5] + fields[4] - len(kept)) & U64, kept)
+        instead = Outcome(0, _pack_write_read(*fields), (fields[5] + fields[4] - len(kept)) & U64, kept)
+        instead.stored = outcome.stored
+        yield instead
 
     # -- the end
 
@@ -753,11 +786,16 @@ class Thread:
             engine.poll_ready[process] = None
         if reply_to is not None:
             reply_to.send_failed_reply(engine, BR_DEAD_REPLY)
-        yield from engine.cancel_all(self.todo, pace)
-        yield from drain(self.delivered, pace)
+        todo = self.todo
+        while todo.first is not None:
+            work = todo.popleft()
+            if type(work) is TransactionComplete:
+                self.discount_unread()
+            if pace.spend(work.cancel(engine)):
+                yield TURN
         del engine.dying_threads[self]
         engine.stats.deleted[stats.THREAD] += 1
-        process.account.objects -= 1
+        process.account.objects -= THREAD
         process.drop_tmp_ref()
         if pace.spend(touched):
             yield TURN

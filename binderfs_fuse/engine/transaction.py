@@ -349,8 +349,9 @@ def transact(
             entry.to_thread = target_thread.tid
         entry.to_process = target_process.pid
 
-        if thread.todo.count >= engine.limits.unread:
+        if thread.is_full():
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3346)
+        thread.count_unread()
         complete = TransactionComplete(BR_TRANSACTION_COMPLETE)
         engine.stats.created[stats.TRANSACTION_COMPLETE] += 1
 
@@ -527,6 +528,7 @@ def _fail(
             thread.cleared.append((target_process.region, buffer.offset, buffer.size))
         yield from target_process.discard_buffer(buffer)
     if complete is not None:
+        thread.discount_unread()
         engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
     if target_node is not None:
         target_node.decrement(strong=True, internal=False)

@@ -218,12 +218,14 @@ class TransactionComplete(Work):
         if command == BR_ONEWAY_SPAM_SUSPECT and not process.oneway_spam_detection_enabled:
             command = BR_TRANSACTION_COMPLETE
         process.engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
+        thread.discount_unread()
         out += _COMPLETE if command == BR_TRANSACTION_COMPLETE else command.to_bytes(4, "little")
         process.count_return(command)
         return False
 
     def undo(self, thread: Thread) -> None:
         thread.process.engine.stats.deleted[stats.TRANSACTION_COMPLETE] -= 1
+        thread.count_unread()
         thread.requeue(self)
 
     def cancel(self, engine: Engine) -> int:

@@ -1089,7 +1089,7 @@ class DevicePlane:
             # A release does not wait for answers of calls that were let go.
             if process.is_dead:
                 return Outcome(-errno.EFAULT)
-            instead = self._conclude(process.undeliver(call.task, outcome.argument, copied), call.task.euid)
+            instead = self._conclude(process.undeliver(call.task, outcome, copied), call.task.euid)
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
         return instead

@@ -334,7 +334,7 @@ class World:
         if outcome.data:
             copied = owner.write(outcome.address, outcome.data)
             if copied < len(outcome.data):
-                outcome = conclude(device.undeliver(task, outcome.argument, copied), _turn)
+                outcome = conclude(device.undeliver(task, outcome, copied), _turn)
                 assert not outcome.data
         numbers = []
         for reference, region, offset in outcome.files:

@@ -214,7 +214,7 @@ class Call:
         if outcome.data:
             copied = client.memory.write(outcome.address, outcome.data)
             if copied < len(outcome.data):
-                outcome = self.machine.conclude(client.process.undeliver(task, outcome.argument, copied))
+                outcome = self.machine.conclude(client.process.undeliver(task, outcome, copied))
                 assert not outcome.data
         if outcome.files:
             numbers = client.install(outcome)
@@ -232,11 +232,11 @@ class Call:
             client.close_fd(fd)
         self.outcome = outcome
         self.argument = outcome.argument
-        if outcome.data:
-            # It stands in memory right before the end of what was read.
+        if outcome.data or (outcome.stored and not outcome.error):
+            # It stands in memory right before the end of what was read, and behind what was stored before.
             *_, consumed, buffer = uapi.binder_write_read.unpack(outcome.argument)
             assert outcome.address + len(outcome.data) == buffer + consumed
-            self.data = client.memory.read(outcome.address, len(outcome.data))
+            self.data = client.memory.read(outcome.address - outcome.stored, outcome.stored + len(outcome.data))
 
     # -- results
 

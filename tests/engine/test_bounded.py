@@ -13,7 +13,19 @@ from typing import TYPE_CHECKING, Final
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine import CopyIn, CopyOut, CopyToBuffer, Engine, GetFile, Populate, SetNice, Task, Wait, freeze
+from binderfs_fuse.engine import (
+    CopyIn,
+    CopyOut,
+    CopyToBuffer,
+    Engine,
+    GetFile,
+    Outcome,
+    Populate,
+    SetNice,
+    Task,
+    Wait,
+    freeze,
+)
 from binderfs_fuse.engine.freeze import Freeze
 from binderfs_fuse.engine.node import DEAD_BINDER_AND_CLEAR, Death, Node
 from binderfs_fuse.engine.range_alloc import PAGE_SIZE, Buffer
@@ -72,6 +84,8 @@ class World:
         self.meter = Meter()
         self.measured: dict[str, int] = {}
         self.waiting: list[Generator[object, object, object]] = []
+        # That of the last step.
+        self.outcome: Outcome | None = None
         self.finish(self.manager.ioctl(Task(1, 1), uapi.BINDER_SET_CONTEXT_MGR, bytes(4)))
 
     def open(self, pid: int, euid: int = 0) -> Process:
@@ -139,7 +153,11 @@ class World:
 
     def step(self, name: str, step: Generator[object, object, None]) -> None:
         """Measure a step."""
-        self.measure(name, lambda: self.meter.drive(step, self.perform))
+
+        def drive() -> None:
+            self.outcome = self.meter.drive(step, self.perform)
+
+        self.measure(name, drive)
 
     def ioctl(self, name: str, process: Process, argument: bytes = b"", *, tid: int = 0) -> None:
         """Measure an ioctl by its name."""
@@ -292,7 +310,9 @@ def process_work(world: World, count: int) -> None:
 def thread_work(world: World, count: int) -> None:
     """Work that a thread has not read."""
     for _ in range(count):
-        world.thread(world.much).enqueue(_complete(world))
+        thread = world.thread(world.much)
+        thread.count_unread()
+        thread.enqueue(_complete(world))
 
 
 def _complete(world: World) -> TransactionComplete:
@@ -414,8 +434,8 @@ def everything(world: World) -> None:
     many = command(uapi.BC_DEAD_BINDER_DONE, 0xDEAD) * 4096
     world.write("4,096 commands", much, many)
     world.write("read", much, read=FAR)
-    fields = uapi.binder_write_read.pack(0, 0, 0, FAR, 4 + len(world.thread(much).data), 0x3000)
-    world.step("undeliver", much.undeliver(Task(2, 2), fields, 4))
+    assert world.outcome is not None
+    world.step("undeliver", much.undeliver(Task(2, 2), world.outcome, 4))
     world.write("read again", much, read=FAR)
     world.write("read", manager, read=FAR)
     world.meter.instrument()

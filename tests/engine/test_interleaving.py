@@ -367,7 +367,7 @@ def test_something_happens_before_a_read_is_stored(happening: Callable[[Scene], 
     happening(scene)
     for file, _, _ in outcome.files:
         file.close()
-    scene.machine.conclude(scene.manager.process.undeliver(scene.manager.task(), outcome.argument, copied))
+    scene.machine.conclude(scene.manager.process.undeliver(scene.manager.task(), outcome, copied))
     scene.machine.resume()
     scene.machine.shut_down()
 

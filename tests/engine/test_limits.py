@@ -1,14 +1,19 @@
 """Each limit answers with the driver's own error, and what is given back can be had again."""
 
 import errno
+import gc
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import pytest
 
 from binderfs_fuse import uapi
-from binderfs_fuse.engine.limits import Quota
+from binderfs_fuse.engine import CopyIn, Task, Turn, stats
+from binderfs_fuse.engine.limits import THREAD, UNREAD, Quota
+from binderfs_fuse.engine.node import Node
 from binderfs_fuse.engine.process import POLLERR
+from binderfs_fuse.engine.work import TransactionComplete
 from binderfs_fuse.limits import _COSTS, Limits
 from tests.engine.machine import PAGE, Caller, Client, Machine
 from tests.engine.wire import command, parcel
@@ -229,6 +234,156 @@ def test_unread_work() -> None:
         assert SENT == again
 
 
+def send_unread(machine: Machine, manager: Client, caller: Caller, most: int) -> int:
+    """Have a thread send up to so many one-way calls, and read nothing; how many were accepted."""
+    machine.careful = False
+    for sent in range(most):
+        caller.send(0, flags=uapi.TF_ONE_WAY)
+        if caller.extended_error() != ("BR_OK", 0):
+            assert FAILED[-1] == uapi.BR_NAMES[caller.client.process.threads[caller.tid].return_error.command]
+            return sent
+        manager.free(manager.read().received)
+    machine.careful = True
+    return most
+
+
+def test_unread_returns_of_many_threads() -> None:
+    """They count for their threads' user, who is refused in the end, loses none, and holds up nobody else."""
+    with limited(user_objects=100) as machine:
+        manager = machine.manager(euid=1)
+        hostile = machine.client(euid=1000)
+        account = hostile.process.account
+        callers, accepted = [], []
+        while hostile.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error == 0:
+            caller = hostile.thread(machine._last_pid)
+            callers.append(caller)
+            accepted.append(send_unread(machine, manager, caller, 20 * UNREAD))
+        machine.look()
+        held = account.objects
+        other = machine.client(euid=2000)
+        of_other = [told(other) for _ in range(3)]
+        read = [caller.read(1 << 16).names.count("BR_TRANSACTION_COMPLETE") for caller in callers]
+        # One that is told of the refusal may send again.
+        again, _ = told(callers[0])
+
+        assert 100 == held
+        assert sum(accepted) < 100 * UNREAD
+        assert [(SENT, ("BR_OK", 0))] * 3 == of_other
+        assert accepted == read
+        assert SENT == again
+        assert THREAD * len(hostile.process.threads) == account.objects
+
+
+@pytest.mark.parametrize("end", ["exit", "die"])
+def test_unread_returns_are_given_back(end: str) -> None:
+    """A thread that exits, or whose process ends, leaves nothing of what it has not read in its user's account."""
+    with limited() as machine:
+        manager = machine.manager(euid=1)
+        client = machine.client(euid=1000)
+        account = client.process.account
+        before = account.objects
+        send_unread(machine, manager, client, 3 * UNREAD)
+        full = account.objects
+        client.exit() if end == "exit" else client.die()
+
+        assert (THREAD, THREAD + 3) == (before, full)
+        assert 0 == account.objects
+
+
+def test_a_return_that_cannot_be_stored_counts_again() -> None:
+    """Returns that are put back, since they did not arrive, count for their user until they do."""
+    with limited() as machine:
+        manager = machine.manager(euid=1)
+        client = machine.client(euid=1000)
+        account = client.process.account
+        send_unread(machine, manager, client, 3 * UNREAD)
+        # One is lost, at which the fault was.
+        failed = client.read(4096, into=client.memory.room(4096, accessible=4)).error
+        full = account.objects
+        names = client.read(4096).names
+
+        assert (-errno.EFAULT, THREAD + 2) == (failed, full)
+        assert 3 * UNREAD - 1 == names.count("BR_TRANSACTION_COMPLETE")
+        assert THREAD == account.objects
+
+
+def alive(kind: type) -> int:
+    """How many objects of a kind there are."""
+    gc.collect()
+    return sum(type(thing) is kind for thing in gc.get_objects())
+
+
+def test_a_thread_that_has_read_keeps_nothing() -> None:
+    """Neither what it was told, nor objects that nobody refers to any more, once the answer is out."""
+    with limited() as machine:
+        manager = machine.manager(euid=1)
+        client = machine.client(euid=1000)
+        send_unread(machine, manager, client, 500)
+        client.read(1 << 16)
+        handles = [machine.share(client, manager, 16 * number) for number in range(1, 100)]
+        for handle in handles:
+            manager.do(uapi.BC_RELEASE, handle)
+        before = alive(TransactionComplete), alive(Node)
+        call = client.thread().read(1 << 16, nonblock=True)
+        assert call.outcome is not None
+        most = len(call.outcome.delivered)
+        names = call.names
+        del call
+
+        assert (0, 100) == before
+        assert 99 == names.count("BR_RELEASE")
+        assert most <= machine.engine.chunk
+        assert (0, 1) == (alive(TransactionComplete), alive(Node))
+
+
+def test_a_thread_counts_for_what_it_may_keep() -> None:
+    """A thread with much to read, amid a long write, holds less than what it counts for in the sum of all limits."""
+    with limited() as machine:
+        client = machine.client(euid=1000)
+        process, engine = client.process, machine.engine
+        tasks = [Task(tid, client.pid, 1000) for tid in range(1000, 1200)]
+        stream = command(uapi.BC_ENTER_LOOPER) * 2048
+        argument = uapi.binder_write_read.pack(len(stream), 0, 0, 0, 0, 0)
+        steps = []
+        gc.collect()
+        tracemalloc.start()
+        for task in tasks:
+            thread = process.thread(task)
+            assert thread is not None
+            for _ in range(UNREAD - 1):
+                thread.count_unread()
+                thread.enqueue(TransactionComplete(uapi.BR_TRANSACTION_COMPLETE))
+            step = process.ioctl(task, uapi.BINDER_WRITE_READ, argument)
+            fetch = step.send(None)
+            assert isinstance(fetch, CopyIn)
+            assert isinstance(step.send(stream[: fetch.size]), Turn)
+            steps.append(step)
+        del fetch, step, thread
+        kept, _ = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        for waiting in steps:
+            waiting.send(True)
+        engine.stats.created[stats.TRANSACTION_COMPLETE] += (UNREAD - 1) * len(tasks)
+
+        # That of the client itself is another one.
+        assert THREAD * (1 + len(tasks)) == process.account.objects
+        assert kept < THREAD * _COSTS["objects"] * len(tasks)
+
+
+def test_threads_of_a_user() -> None:
+    """A thread counts for several objects; who has room for fewer gets none, and may have something smaller."""
+    with limited(user_objects=2 * THREAD + 3) as machine:
+        client = machine.manager(euid=1000)
+        # The object that it manages.
+        assert THREAD + 1 == client.process.account.objects
+        second = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
+        third = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
+        smaller = machine.client(euid=2000).tell(0).names
+
+        assert (0, -errno.ENOMEM) == (second, third)
+        assert SENT == smaller
+
+
 def test_pages_of_a_user() -> None:
     """A user's regions take so many pages together; other users have their own."""
     with limited(user_pages=2) as machine:
@@ -255,7 +410,7 @@ def context(machine: Machine, euid: int, name: str) -> tuple[Client, Client]:
 
 def test_objects_of_a_user() -> None:
     """A user who holds all that one may hold gets nothing more of any kind; another user does."""
-    with limited(user_objects=9) as machine:
+    with limited(user_objects=15) as machine:
         _, client = context(machine, 1000, "one")
         _, other = context(machine, 2000, "two")
         account = client.process.account
@@ -269,7 +424,7 @@ def test_objects_of_a_user() -> None:
         thread = client.thread(fresh=True).ioctl(uapi.BINDER_VERSION).error
         of_other = other.tell(0, parcel().binder(0x10)).names[-1]
 
-        assert 9 == held
+        assert 15 == held
         assert FAILED == nothing
         assert -errno.ENOMEM == thread
         assert SENT[-1] == of_other

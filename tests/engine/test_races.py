@@ -38,7 +38,7 @@ def begin_read(client: Client, *commands: bytes) -> Outcome:
 
 def fail(client: Client, outcome: Outcome, copied: int) -> int:
     """Have only part of the data stored; the error."""
-    instead = client.machine.conclude(client.process.undeliver(client.task(), outcome.argument, copied))
+    instead = client.machine.conclude(client.process.undeliver(client.task(), outcome, copied))
     client.machine.resume()
     return instead.error
 
@@ -105,8 +105,8 @@ def test_call_is_not_read_again_without_its_descriptors(
     # Now the manager is to be told that nobody refers to its object any more.
     other.free(other.read().received)
     waiting = client.call(0, parcel().fd(client.open_fd("a file")))
-    machine.engine.chunk = chunk
     outcome = begin_read(manager)
+    machine.engine.chunk = chunk
     for file, _, _ in outcome.files:
         file.close()
     fail(manager, outcome, 4)

@@ -684,7 +684,7 @@ def read_unstored(caller: Caller, *commands: bytes, size: int = 256) -> Outcome:
 
 def fail_to_store(caller: Caller, outcome: Outcome, copied: int) -> None:
     """Let only so many bytes be stored: EFAULT, and nothing consumed."""
-    instead = caller.client.machine.conclude(caller.client.process.undeliver(caller.task(), outcome.argument, copied))
+    instead = caller.client.machine.conclude(caller.client.process.undeliver(caller.task(), outcome, copied))
     caller.client.machine.look()
     caller.client.machine.resume()
     assert -errno.EFAULT == instead.error

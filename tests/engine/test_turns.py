@@ -69,20 +69,28 @@ def test_a_long_read_gives_turns(client: Client) -> None:
     assert MANY // 64 == turns_of(call)
 
 
-@pytest.mark.parametrize("copied", [0, 4, 404, 10_000])
-def test_a_long_read_that_cannot_be_stored(machine: Machine, client: Client, copied: int) -> None:
-    """What could not be stored is read again, in turns too, but for the item at which the fault was."""
+@pytest.mark.parametrize("accessible", [0, 4, 8, 100, 260, 404, 10_000])
+def test_a_long_read_that_cannot_be_stored(client: Client, accessible: int) -> None:
+    """Each part is stored before the next is taken: what is behind a fault is read later, but for the item there."""
     client.write(*(client.transaction(0, flags=uapi.TF_ONE_WAY) for _ in range(MANY)))
-    call = client.begin(read=4096)
-    answer = None
-    while not isinstance(effect := call._step.send(answer), Outcome):
-        answer = machine.perform(call, effect)
-    before = client.process.threads[client.tid].todo.count
-    outcome = machine.conclude(client.process.undeliver(client.task(), effect.argument, copied))
-    stored = min(MANY, max(0, copied - 4) // 4)
+    thread = client.process.threads[client.tid]
+    call = client.read(4096, into=client.memory.room(4096, accessible=accessible))
+    stored = min(MANY, max(0, accessible - 4) // 4)
+    counted = client.process.stats.br[uapi.BR_TRANSACTION_COMPLETE & 0xFF]
 
-    assert (0, -errno.EFAULT) == (before, outcome.error)
-    assert max(0, MANY - stored - (copied >= 4)) == client.process.threads[client.tid].todo.count
+    assert (0 if stored == MANY else -errno.EFAULT) == call.error
+    assert (4 + 4 * MANY if stored == MANY else 0) == call.read_consumed
+    assert stored == counted
+    assert max(0, MANY - stored - (accessible >= 4)) == thread.todo.count == thread.unread
+
+
+def test_a_long_read_of_a_looper(client: Client) -> None:
+    """BR_SPAWN_LOOPER stands in place of the BR_NOOP that was stored long before."""
+    client.write(*(client.transaction(0, flags=uapi.TF_ONE_WAY) for _ in range(MANY)))
+    client.ioctl(uapi.BINDER_SET_MAX_THREADS, (1).to_bytes(4, "little"))
+    call = client.exchange(command(uapi.BC_ENTER_LOOPER), read=4096)
+
+    assert ["BR_SPAWN_LOOPER", *["BR_TRANSACTION_COMPLETE"] * MANY] == call.names
 
 
 def test_a_process_that_is_released_while_a_read_is_undone(machine: Machine, manager: Client, client: Client) -> None:
@@ -100,7 +108,7 @@ def test_a_process_that_is_released_while_a_read_is_undone(machine: Machine, man
             client.die()
 
     machine.before_turn = die
-    outcome = machine.conclude(client.process.undeliver(client.task(), effect.argument, 4))
+    outcome = machine.conclude(client.process.undeliver(client.task(), effect, 4))
     machine.before_turn = None
 
     assert -errno.EFAULT == outcome.error
@@ -323,6 +331,7 @@ def test_work_that_is_read_while_a_thread_is_shown(
     assert second is not None
     assert second.next is not None
     queue.remove(second.next)
+    client.process.threads[client.tid].discount_unread()
     machine.engine.stats.deleted[stats.TRANSACTION_COMPLETE] += 1
     text += "".join(pieces)
 
