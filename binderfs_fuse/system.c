@@ -34,14 +34,17 @@
  *
  * Lookups. Each open of a device has an inode of its own, so of N processes that open at once each finds that the answer
  * under way names another one's file, and asks again. In the order of their coming that makes some N * N of them, 25 s for
- * 1,000 processes. The newest one's process finds nothing to doubt. So a user's LOOKUPs are served after all of its other
- * requests, the newest first. So that none waits for ever, each eighth turn of a user is that of its oldest LOOKUP. A
- * LOOKUP behind which there are more requests makes the mount crowded.
+ * 1,000 processes. The newest one's process finds nothing to doubt. So the newest LOOKUP of a user in a directory is served
+ * first. So that none waits for ever, each eighth turn is that of the oldest one. A LOOKUP behind which there are more
+ * requests makes the mount crowded.
  *
- * Order. Other requests of one user stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
+ * Directories. Who looks something up in a directory, or reads it, holds a lock of the kernel's that others may need. So
+ * such a request is not to wait for all else that its user asks for: a user has a turn of its own for each directory.
+ *
+ * Order. Other requests of one user, and those in one directory, stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
  * its own: the kernel sends a RELEASE after the last answer of its file, and a FORGET after the answer to its RELEASE, so
  * neither can pass what it must follow. An INTERRUPT may name a request that was read ahead: a BINDER_WRITE_READ is then
- * answered with EINTR, and where it names any other request, it waits behind that.
+ * answered with EINTR. Where it names any other request, it waits behind that, but for a LOOKUP, which is never stuck.
  *
  * Memory. A user's requests take at most as much of AHEAD_MAX as is still free; a first request is always kept. A
  * request that finds no room fails with ENOMEM. Nothing is read beyond twice AHEAD_MAX, which bounds many users, too.
@@ -98,6 +101,7 @@
 #define AHEAD_MAX ((size_t)32 << 20)
 #define AHEAD_BUCKETS 1024
 #define KERNEL ((uint64_t)1 << 32) /* no uid: who sends RELEASE, FORGET and INTERRUPT */
+#define IN_DIRECTORY(inode, uid) ((uint64_t)(inode) << 34 | (uint64_t)1 << 33 | (uid)) /* a user in a directory */
 
 /* A request that was read ahead. */
 struct request {
@@ -115,7 +119,7 @@ struct queue {
     struct request *first, *last;
 };
 
-/* A user with requests that were read ahead; there is none without. */
+/* A user, or one in a directory, with requests that were read ahead; there is none without. */
 struct user {
     struct user *previous, *next; /* whose turns are before and after */
     struct user *below;           /* in its bucket */
@@ -405,6 +409,27 @@ static bool is_the_kernels(uint32_t opcode)
     return false;
 }
 
+/* Tell whether the kernel holds a lock of the directory that a request names while it waits for the answer. */
+static bool holds_directory(uint32_t opcode)
+{
+    switch (opcode) {
+    case FUSE_LOOKUP:
+    case FUSE_READDIR:
+    case FUSE_READDIRPLUS:
+    case FUSE_CREATE:
+    case FUSE_MKNOD:
+    case FUSE_MKDIR:
+    case FUSE_SYMLINK:
+    case FUSE_LINK:
+    case FUSE_UNLINK:
+    case FUSE_RMDIR:
+    case FUSE_RENAME:
+    case FUSE_RENAME2:
+        return true;
+    }
+    return false;
+}
+
 static int put(struct channel *channel, struct iovec *parts, int count, int error, uint64_t unique);
 
 /* Answer a request that is not served. */
@@ -529,6 +554,8 @@ static uint64_t owner(struct ahead *ahead, const uint8_t *message)
     const struct request *named = NULL;
 
     memcpy(&header, message, sizeof(header));
+    if (holds_directory(header.opcode))
+        return IN_DIRECTORY(header.nodeid, header.uid);
     if (!is_the_kernels(header.opcode))
         return header.uid;
     if (header.opcode == FUSE_INTERRUPT) {

@@ -145,8 +145,8 @@ class Channel:
             _widen(end)
         self.tree_fd = theirs.detach()
         self._pump_thread = threading.Thread(target=self._pump, name="binder-pump", daemon=True)
-        # The second half of the flags that INIT offered, until that is answered.
-        self._offered: int | None = None
+        # The flags that INIT offered, in two halves, until that is answered.
+        self._offered: tuple[int, int] | None = None
         self._files = files
         self._reads = files.texts
         self._reads.attach(self.crew.post, self._answer_read)
@@ -310,7 +310,7 @@ class Channel:
     def _offer(self, message: bytearray) -> bytearray:
         """Leave only what we can do in what the kernel offers."""
         flags = _get(message, _FLAGS_IN)
-        self._offered = _get(message, _FLAGS2_IN) if flags & uapi.FUSE_INIT_EXT else 0
+        self._offered = flags, _get(message, _FLAGS2_IN) if flags & uapi.FUSE_INIT_EXT else 0
         _put(message, _FLAGS_IN, flags & ~_REFUSED)
         return message
 
@@ -334,20 +334,22 @@ class Channel:
             # A notification, which may wait for the answer to a request that is yet to be carried.
             self.crew.post(self._write, bytes(message))
         elif self._offered is not None:
-            self._carry_init(message, self._offered)
+            self._carry_init(message, *self._offered)
             self._offered = None
         else:
             self._write(message)
 
-    def _carry_init(self, message: memoryview, flags2: int) -> None:
+    def _carry_init(self, message: memoryview, offered: int, flags2: int) -> None:
         """Answer INIT, and find out which kind of region there can be."""
         passthrough = self._devices.wants_passthrough and bool(flags2 & _FLAG2_PASSTHROUGH)
         if len(message) <= _INIT_OUT["max_stack_depth"]:
             self._write(message)
             return
         _put(message, _INIT_OUT["max_write"], _MAX_WRITE)
+        # Or the kernel lets one process at a time look anything up in a directory, or list it.
+        flags = _get(message, _INIT_OUT["flags"]) | (offered & uapi.FUSE_PARALLEL_DIROPS)
+        _put(message, _INIT_OUT["flags"], flags | (uapi.FUSE_INIT_EXT if passthrough else 0))
         if passthrough:
-            _put(message, _INIT_OUT["flags"], _get(message, _INIT_OUT["flags"]) | uapi.FUSE_INIT_EXT)
             _put(message, _INIT_OUT["flags2"], _get(message, _INIT_OUT["flags2"]) | _FLAG2_PASSTHROUGH)
             _put(message, _INIT_OUT["max_stack_depth"], 1)
         self._write(message)

@@ -13,9 +13,10 @@ chmod changes belongs to the `Device`, and so shows in all of its inodes.
 
 Invariants
 ----------
-- Whoever reads or changes what is here holds `guard`. It is held for moments: never across a system call, nor while
-  another lock is waited for that a client can hold up. So `open` lets go of it while the device plane makes an open;
-  `Passing.is_open` keeps others out meanwhile.
+- Whoever reads or changes what is here holds `guard`. It is held for moments: never across a system call, nor while a
+  lock is waited for that a client can hold up. So `open` lets go of it while the device plane makes an open;
+  `Passing.is_open` keeps others out meanwhile. The engine's lock may be taken with `guard` held, and not the other way
+  round.
 - An inode is in `_inodes` as long as the kernel may name it.
 - `Device.opens` counts the opens that are made, or are being made. A device goes when it has neither those nor a name.
 """
@@ -34,6 +35,7 @@ from typing import TYPE_CHECKING, Final, NoReturn, Protocol, TypeAlias, cast
 
 from binderfs_fuse import complaints, uapi
 from binderfs_fuse.engine.limits import OWN
+from binderfs_fuse.engine.sorted_map import SortedMap
 from binderfs_fuse.fuse.settings import MAX_DEVICES
 from binderfs_fuse.host.region import SIZE as REGION_SIZE
 from binderfs_fuse.host.region import Kind
@@ -69,6 +71,8 @@ _FIXED: Final = 3600
 _DIRECTORY: Final = 1
 
 BLOCK_SIZE: Final = 4096
+NEWEST: Final = (1 << 31) - 1
+"""No name has such a number. What is made of it and a number fits into the offset of a directory that has 32 bits."""
 _SECOND: Final = 1_000_000_000
 # Seconds before 1970 go as 64 bits without a sign.
 _ALL: Final = (1 << 64) - 1
@@ -112,18 +116,28 @@ class Node:
 
 
 class Directory(Node):
-    """Names in the order of their making; `fixed` ones cannot be unlinked or moved away from."""
+    """Names, and the order of their making; `fixed` ones cannot be unlinked or moved away from.
+
+    Each name has a number, larger than those of names that were there before. So who lists them keeps nothing but the
+    number of the last one.
+    """
 
     def __init__(self, owner: Owner, inode: int, parent: Directory | None, *, fixed: bool = True) -> None:
         super().__init__(stat.S_IFDIR | 0o755, owner, inode)
         self.parent = parent or self
         self.fixed = fixed
         self.names: dict[bytes, Node] = {}
+        self._numbers: dict[bytes, int] = {}
+        self._order: SortedMap[tuple[int, bytes]] = SortedMap()
+        self._next = 1
         self.nlink = 2
 
     def attach(self, name: bytes, node: Node) -> None:
-        """Add a name."""
+        """Add a name, which is not there."""
         self.names[name] = node
+        number = self._numbers[name] = self._next
+        self._next += 1
+        self._order.add(number, (number, name))
         self.touch()
         if isinstance(node, Directory):
             node.parent = self
@@ -132,10 +146,15 @@ class Directory(Node):
     def detach(self, name: bytes) -> Node:
         """Take a name away, and return what it led to."""
         node = self.names.pop(name)
+        self._order.remove(self._numbers.pop(name))
         self.touch()
         if isinstance(node, Directory):
             self.nlink -= 1
         return node
+
+    def before(self, number: int) -> tuple[int, bytes] | None:
+        """Return the newest name that is older than that of a number, with its own; `NEWEST`: of all."""
+        return self._order.before(number)
 
 
 class File(Node):
@@ -205,14 +224,13 @@ class ControlOpen:
 
 
 class Lister:
-    """A user's open directory and the names that its reads are served from."""
+    """A user's open directory."""
 
-    __slots__ = ("directory", "names", "uid")
+    __slots__ = ("directory", "uid")
 
     def __init__(self, directory: Directory, uid: int) -> None:
         self.directory = directory
         self.uid = uid
-        self.names: list[bytes] = []
 
 
 class _Shares:
@@ -238,9 +256,9 @@ class _Shares:
         self._pool.held -= 1
 
 
-def attribute_timeout(node: Node) -> int:
-    """Return how many seconds the kernel may keep the attributes of a node."""
-    if isinstance(node, Device):
+def attribute_timeout(node: Node, inode: int) -> int:
+    """Return how many seconds the kernel may keep the attributes of a node's inode."""
+    if inode >= _FIRST_PASSING_INODE:
         return 0
     return _DIRECTORY if isinstance(node, Directory) else _FIXED
 
@@ -353,7 +371,8 @@ class Inodes:
         heapq.heappush(self._free_minors, minor)
 
     def _make_device(self, name: bytes, minor: int) -> None:
-        context = self._engine.add_context(os.fsdecode(name))
+        with self._engine.lock:
+            context = self._engine.add_context(os.fsdecode(name))
         self.root.attach(name, Device(self._settings.mode, self._device_owner, minor, context))
 
     def drop(self, node: Node) -> None:
@@ -366,9 +385,10 @@ class Inodes:
     def _evict(self, device: Device) -> None:
         if not device.nlink and not device.opens:
             self._release_minor(device.minor)
-            # One of the same name may have come since.
-            if self._engine.contexts.get(device.context.name) is device.context:
-                self._engine.remove_context(device.context)
+            with self._engine.lock:
+                # One of the same name may have come since.
+                if self._engine.contexts.get(device.context.name) is device.context:
+                    self._engine.remove_context(device.context)
 
     # binder-control
 
@@ -451,7 +471,7 @@ class Inodes:
         """
         with self.guard:
             node = self.node(inode)
-            return uapi.fuse_attr_out.pack(attribute_timeout(node), 0, *self._attributes(node, inode))
+            return uapi.fuse_attr_out.pack(attribute_timeout(node, inode), 0, *self._attributes(node, inode))
 
     def size(self, node: Node, inode: int) -> int:
         """Return what stat shows for a size.
@@ -502,8 +522,8 @@ class Inodes:
         with self.guard:
             node = self.child(parent, name)[1]
             inode = self.enter(node, uid)
-            attributes = self._attributes(node, inode)
-            return uapi.fuse_entry_out.pack(inode, 0, entry_timeout(inode), attribute_timeout(node), 0, 0, *attributes)
+            timeouts = entry_timeout(inode), attribute_timeout(node, inode)
+            return uapi.fuse_entry_out.pack(inode, 0, *timeouts, 0, 0, *self._attributes(node, inode))
 
     def forget(self, inode: int, lookups: int) -> None:
         """Let go of an inode that passes; the others stay as long as the mount."""
@@ -540,10 +560,15 @@ class Inodes:
         with self.guard:
             node = self.node(inode)
             handle = next(self._handles)
-            if not isinstance(node, Device):
-                return handle, self._open_file(node, handle, flags, uid)
-            passing = cast("Passing", self._inodes[inode])
-            refusal = self._reserve_open(node, passing)
+            if isinstance(node, Device):
+                passing = cast("Passing", self._inodes[inode])
+                refusal = self._reserve_open(node, passing)
+            else:
+                answer_flags = self._open_file(node, handle, flags, uid)
+        if not isinstance(node, Device):
+            if isinstance(node, File):
+                self.texts.open(handle, node, uid)
+            return handle, answer_flags
         if refusal is not None:
             if refusal:
                 complaints.say(uid, refusal)
@@ -566,7 +591,6 @@ class Inodes:
             if flags & os.O_TRUNC:
                 node.size = 0
             self._open[handle] = LogOpen(uid)
-            self.texts.open(handle, node, uid)
             return uapi.FOPEN_DIRECT_IO | uapi.FOPEN_NOFLUSH
         self._open[handle] = opened = ControlOpen(self, uid)
         self._plane.register_control(handle, opened.ioctl)
@@ -599,10 +623,13 @@ class Inodes:
         passing.was_open = True
         self._open[handle] = (device, opened, passing)
         pid = opened.process.pid
-        if self._process_directory and not self._opens_of[pid]:
+        name = b"%d" % pid
+        directory = self._process_directory
+        # Something else may have been moved there.
+        if directory and not self._opens_of[pid] and name not in directory.names:
             log = File(self._owner, next(self._passing), lambda: self._engine.logs.proc(pid))
             self._process_logs[handle] = log
-            self._process_directory.attach(b"%d" % pid, log)
+            directory.attach(name, log)
         self._opens_of[pid] += 1
 
     def open_directory(self, inode: int, uid: int) -> int:

@@ -256,22 +256,25 @@ class Texts:
             complaints.mistake("a log could not be made")
             error = -errno.EIO
         kept = Kept(data)
-        answers = []
-        with self._guard:
-            for read in list(making.reads.values()):
+        # One by one, each with its own part of the text: there may be thousands.
+        for unique in list(making.reads):
+            with self._guard:
+                read = making.reads.get(unique)
+                if read is None:
+                    continue
                 self._forget(read)
-                answers.append((read.unique, *(self._serve(read, kept) if not error else (error, b""))))
+                if error:
+                    answer = error, b""
+                elif self._keep(read.reader, kept):
+                    answer = 0, self._part(read.reader, read.offset, read.size)
+                else:
+                    answer = -errno.ENOMEM, b""
+            self._answer(unique, *answer)
+        with self._guard:
             self._served.discard(uid)
             self._under_way.discard(making.source)
             begin = self._next()
         self._begin(begin)
-        for answer in answers:
-            self._answer(*answer)
-
-    def _serve(self, read: _Read, kept: Kept) -> tuple[int, bytes]:
-        if not self._keep(read.reader, kept):
-            return -errno.ENOMEM, b""
-        return 0, self._part(read.reader, read.offset, read.size)
 
     def _part(self, reader: Reader, offset: int, size: int) -> bytes:
         """Cut out what a read is for. Who reads to the end keeps nothing."""

@@ -109,7 +109,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         entry.st_atime_ns = node.atime
         entry.st_mtime_ns = node.mtime
         entry.st_ctime_ns = node.ctime
-        entry.attr_timeout = inodes.attribute_timeout(node)
+        entry.attr_timeout = inodes.attribute_timeout(node, inode)
         entry.entry_timeout = inodes.entry_timeout(inode)
         return entry
 
@@ -316,29 +316,36 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
         return self.inodes.open_directory(inode, ctx.uid)
 
     async def readdir(self, fh: pyfuse3.FileHandleT, start_id: int, token: pyfuse3.ReaddirToken) -> None:
-        """List names, the newest first, as they were when reading began."""
+        """List names, the newest first, without those that are made after reading began.
+
+        `start_id` is 0 for the first, 1 behind the dot, 2 behind both dots, and behind a name `NEWEST` less its number.
+        """
         lister = self.inodes.lister(fh)
         directory = lister.directory
-        if not start_id:
-            lister.names = [b".", b"..", *reversed(directory.names)]
-        for index in range(start_id, len(lister.names)):
-            name = lister.names[index]
-            if index < 2:
-                node: Node | None = directory if not index else directory.parent
+        place = start_id
+        while True:
+            node: Node
+            if not place:
+                name, node, following = b".", directory, 1
+            elif place == 1:
+                name, node, following = b"..", directory.parent, 2
             else:
-                node = directory.names.get(name)
-            if node is None:
-                continue
+                found = directory.before(inodes.NEWEST if place == 2 else inodes.NEWEST - place)
+                if found is None:
+                    return
+                number, name = found
+                node, following = directory.names[name], inodes.NEWEST - number
             try:
                 inode = self.inodes.enter(node, lister.uid)
             except OSError:
-                if index > start_id:
+                if place > start_id:
                     # The kernel has inodes of this answer already, which an error would not tell it of.
                     return
                 raise
-            if not pyfuse3.readdir_reply(token, name, self._attributes(node, inode), index + 1):
+            if not pyfuse3.readdir_reply(token, name, self._attributes(node, inode), following):
                 self.inodes.forget(inode, 1)
                 return
+            place = following
 
     async def releasedir(self, fh: pyfuse3.FileHandleT) -> None:
         """Forget an open directory."""

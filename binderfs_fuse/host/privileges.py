@@ -14,6 +14,7 @@ Sources: capabilities(7), prctl(2), seccomp(2).
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import logging
@@ -98,7 +99,13 @@ def confine() -> str | None:
 
 
 def settle() -> None:
-    """Take the limits that a server needs: as many descriptors as may be, and no core with its clients' data in it."""
+    """Take what a server needs: as many descriptors as may be, no core with its clients' data in it, and a library.
+
+    Python ends threads that are left when it ends itself (pthread_exit(3)). The C library unwinds their stacks by this
+    library, and aborts where it cannot be loaded by then, as under the filter.
+    """
+    with contextlib.suppress(OSError):
+        ctypes.CDLL("libgcc_s.so.1")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     _, most = resource.getrlimit(resource.RLIMIT_CORE)

@@ -173,6 +173,32 @@ def test_signals_unmount(mountpoint: Path, number: int) -> None:
     ]
 
 
+# Opens a device a thousand times, says so, and waits.
+HOLDER = """
+import os, resource, sys
+_, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+held = [os.open(sys.argv[1], os.O_RDWR) for _ in range(1000)]
+print("ready", flush=True)
+sys.stdin.read()
+"""
+
+
+def test_a_signal_ends_a_server_that_has_much_to_do(mountpoint: Path) -> None:
+    """A server whose threads are still at work, of a client that was killed, ends with status 0 and without a word."""
+    with foreground(mountpoint) as (process, said):
+        command = [sys.executable, "-c", HOLDER, str(mountpoint / "binder")]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+            assert holder.stdout is not None
+            assert b"ready\n" == holder.stdout.readline()
+            holder.kill()
+        process.terminate()
+        rest = said.read()
+
+    assert 0 == process.returncode
+    assert ["INFO: SIGTERM: unmounting"] == [line.partition("]: ")[2] for line in rest.splitlines()]
+
+
 def test_a_signal_unmounts_what_is_in_use(mountpoint: Path) -> None:
     """The mount goes at once; those who have a device open get an error."""
     with foreground(mountpoint) as (process, _):

@@ -7,6 +7,8 @@ from pathlib import Path
 
 from binderfs_fuse import uapi
 from binderfs_fuse.fuse import mounting
+from binderfs_fuse.fuse.channel import plain
+from binderfs_fuse.fuse.lane import Lane
 from binderfs_fuse.host.region import SIZE, Kind
 from tests.fuse.conftest import Served, descriptors, until
 
@@ -32,6 +34,34 @@ def test_what_every_open_needs_does_not_reach_the_tree(served: Served) -> None:
     assert served.size("no such") is None
     assert "No such file or directory" in served.complaint
     assert [uapi.FUSE_INIT] == served.tree.opcodes
+
+
+def test_directories_are_not_for_one_at_a_time(served: Served) -> None:
+    """The kernel lets many processes look something up in a directory at once, and waits for all of their answers."""
+    asked: dict[int, bytes] = {}
+
+    def serve_later(lane: Lane) -> None:
+        asked[lane.fields.unique] = lane.message[uapi.fuse_in_header.size : lane.fields.length]
+
+    served.size()
+    handlers = served.channel._handlers
+    serve = handlers[uapi.FUSE_LOOKUP]
+    handlers[uapi.FUSE_LOOKUP] = serve_later
+    names = [f"nobody{number}" for number in range(3)]
+    askers = [
+        subprocess.Popen(["stat", served.mountpoint / name], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for name in names
+    ]
+    try:
+        until(lambda: len(asked) == len(names))
+    finally:
+        handlers[uapi.FUSE_LOOKUP] = serve
+        for unique in asked:
+            served.channel.answer(plain(unique, -errno.ENOENT))
+        for asker in askers:
+            asker.wait(20)
+
+    assert {f"{name}\0".encode() for name in names} == set(asked.values())
 
 
 def test_splicing_is_not_offered(served: Served) -> None:

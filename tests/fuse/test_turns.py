@@ -43,10 +43,10 @@ class Kernel:
         self._kernel.close()
         self._server.close()
 
-    def send(self, opcode: int, unique: int, uid: int = 0, body: bytes = b"") -> None:
+    def send(self, opcode: int, unique: int, uid: int = 0, body: bytes = b"", inode: int = 1) -> None:
         """Make a request."""
         size = uapi.fuse_in_header.size + len(body)
-        self._kernel.send(uapi.fuse_in_header.pack(size, opcode, unique, 1, uid, uid, 0, 0) + body)
+        self._kernel.send(uapi.fuse_in_header.pack(size, opcode, unique, inode, uid, uid, 0, 0) + body)
 
     def ioctl(self, unique: int, uid: int, command: int = uapi.BINDER_VERSION, size: int = 4) -> None:
         """Make an ioctl."""
@@ -149,14 +149,23 @@ def test_what_the_kernel_sends_by_itself_has_its_turn(kernel: Kernel) -> None:
 
 
 def test_the_newest_lookup_of_a_user_is_served_first(kernel: Kernel) -> None:
-    """LOOKUPs come after all else of their user, the newest first; each eighth turn is the oldest one's."""
+    """A user's LOOKUPs in a directory are served the newest first; each eighth turn is the oldest one's."""
     for number in range(20):
         kernel.send(uapi.FUSE_LOOKUP, 2 * number + 2, ATTACKER, body=b"binder\0")
-    kernel.ioctl(100, ATTACKER)
-    kernel.ioctl(9000, BYSTANDER)
-    order = [kernel.serve() for _ in range(22)]
+    order = [kernel.serve() for _ in range(20)]
 
-    assert [100, 9000, *range(40, 28, -2), 2, *range(28, 14, -2), 4, *range(14, 4, -2)] == order
+    assert [*range(40, 26, -2), 2, *range(26, 12, -2), 4, *range(12, 4, -2)] == order
+
+
+def test_who_holds_a_directory_does_not_wait_for_the_own_flood(kernel: Kernel) -> None:
+    """A LOOKUP or READDIR, for which others may wait, comes after one request of its user's and of each directory's."""
+    for number in range(FLOOD // 2):
+        kernel.ioctl(2 * number + 2, ATTACKER)
+        kernel.send(uapi.FUSE_LOOKUP, 2000 + 2 * number, ATTACKER, body=b"x\0", inode=7)
+    kernel.send(uapi.FUSE_READDIR, 9000, ATTACKER, body=bytes(40))
+    kernel.send(uapi.FUSE_LOOKUP, 9002, ATTACKER, body=b"binder\0")
+
+    assert {9000, 9002} <= {kernel.serve() for _ in range(6)}
 
 
 def test_lookups_that_queue_up_make_a_mount_crowded() -> None:

@@ -205,6 +205,32 @@ def test_filter_refuses() -> None:
     assert [] == json.loads(done.stdout)
 
 
+# Has a thread end as Python ends those that are left when it ends itself.
+ENDING = """
+import ctypes, os, threading
+from binderfs_fuse.host import privileges
+libc = ctypes.CDLL(None)
+privileges.settle()
+privileges.drop()
+assert privileges.confine() is None
+thread = threading.Thread(target=libc.pthread_exit, args=(None,), daemon=True)
+thread.start()
+while str(thread.native_id) in os.listdir("/proc/self/task"):
+    pass
+print("ended", flush=True)
+os._exit(0)
+"""
+
+
+def test_threads_can_end_under_the_filter() -> None:
+    """What the C library needs to end a thread in the midst of its work is loaded before the filter refuses that."""
+    done = subprocess.run(
+        [sys.executable, "-c", ENDING], cwd=CHECKOUT, capture_output=True, text=True, check=False, timeout=60
+    )
+
+    assert ("ended\n", "", 0) == (done.stdout, done.stderr, done.returncode)
+
+
 def test_modes_and_owners_are_enforced(mount_binderfs: Mount, actor: Start) -> None:
     """The kernel checks who opens a device against its mode and owner, before the server is asked."""
     mounted = mount_binderfs("mode=600,uid=1000,gid=1000")

@@ -206,6 +206,33 @@ async def test_a_listing_in_parts_is_the_whole(mounted: Mounted, monkeypatch: py
 
 
 @pytest.mark.trio
+async def test_a_listing_goes_on_where_it_was(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Names that come while a directory is read are not listed, and those that go are not either; nothing is kept."""
+    handle = await mounted.tree.opendir(ROOT_INODE, CTX)
+    names: list[str] = []
+    offset = 0
+
+    def reply(_token: object, name: bytes, _entry: object, following: int) -> bool:
+        nonlocal offset
+        if len(names) == room:
+            return False
+        names.append(name.decode())
+        offset = following
+        return True
+
+    monkeypatch.setattr("pyfuse3.readdir_reply", reply)
+    room = 4
+    await mounted.tree.readdir(handle, offset, SimpleNamespace())  # type: ignore[arg-type]
+    mounted.add(b"new")
+    await mounted.tree.unlink(ROOT_INODE, b"hwbinder", CTX)
+    room = 100
+    await mounted.tree.readdir(handle, offset, SimpleNamespace())  # type: ignore[arg-type]
+    await mounted.tree.releasedir(handle)
+
+    assert [".", "..", "binder_logs", "features", "vndbinder", "binder", "binder-control"] == names
+
+
+@pytest.mark.trio
 async def test_listing_takes_back_the_inode_that_did_not_fit(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     """The kernel holds an inode for each entry it got, and none besides."""
     before = len(mounted.inodes._inodes)
@@ -444,6 +471,28 @@ async def test_a_process_log_belongs_to_a_process_first_open(mounted: Mounted, m
     mounted.open("binder", 45)
 
     assert [".", "..", "45", "46"] == await mounted.names("binder_logs/proc", monkeypatch)
+
+
+@pytest.mark.trio
+async def test_a_process_log_takes_nobodys_name(mounted: Mounted) -> None:
+    """Where a device was moved to the name of a process's log, it stays, and there is no such log."""
+    proc = mounted.find("binder_logs/proc").st_ino
+    mounted.add(b"moved")
+    await mounted.tree.rename(ROOT_INODE, b"moved", proc, b"45", 0, CTX)
+    handle = mounted.open("binder", 45)
+    device = mounted.look_up(proc, b"45")
+    mounted.inodes.release(handle)
+
+    assert stat.S_IFREG | 0o600 == device.st_mode
+    assert device.st_mode == mounted.look_up(proc, b"45").st_mode
+
+
+def test_a_process_logs_attributes_are_not_kept(mounted: Mounted) -> None:
+    """The kernel asks anew each time, since it is not told when the process goes."""
+    mounted.open("binder", 45)
+
+    assert 0 == mounted.find("binder_logs/proc/45").attr_timeout
+    assert 0 < mounted.find("binder_logs/state").attr_timeout
 
 
 def test_a_process_log_can_be_read_on_when_its_process_is_gone(mounted: Mounted) -> None:

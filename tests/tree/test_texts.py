@@ -31,6 +31,7 @@ class Scene:
         self.jobs: list[tuple[str, Callable[[], None]]] = []
         self.answers: dict[int, tuple[int, bytes]] = {}
         self.during: Callable[[], object] = int
+        self.waiting: list[int] = []
         self._numbers = itertools.count(1)
 
     def _take(self, source: Source, check: Callable[[int], None]) -> bytes:
@@ -46,6 +47,9 @@ class Scene:
     def _answer(self, unique: int, error: int, data: bytes) -> None:
         assert unique not in self.answers
         self.answers[unique] = error, data
+        self.waiting.append(self.texts.waits_of.total())
+        assert self.texts._guard.acquire(blocking=False)
+        self.texts._guard.release()
 
     def open(self, file: File, uid: int = 0) -> int:
         """Open a file as this user."""
@@ -65,6 +69,18 @@ class Scene:
         name, job = self.jobs.pop(0)
         job()
         return name
+
+
+def test_reads_are_answered_one_by_one() -> None:
+    """Thousands of reads do not have their parts of a text at once, nor does anybody wait for all of them."""
+    scene, state = Scene(), File("state")
+    scene.read(state)
+    for _ in range(5):
+        scene.read(state)
+    scene.make()
+    scene.make()
+
+    assert [5, 4, 3, 2, 1, 0] == scene.waiting
 
 
 def test_readers_that_wait_share_a_text() -> None:
