@@ -33,8 +33,9 @@ from __future__ import annotations
 
 import errno
 import threading
+import time
 from collections import Counter
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Final, Protocol
 
 from binderfs_fuse import complaints
 from binderfs_fuse.limits import Limits
@@ -43,6 +44,28 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from binderfs_fuse.engine.limits import Quota
+
+
+# How long somebody makes texts, or answers with them, until others have a turn, and how long that is at least, in s.
+_TURN: Final = 0.0003
+_PAUSE: Final = 0.0005
+
+
+class Rests:
+    """The rests of a thread that does much, bit by bit, while others are served.
+
+    Neither lock nor interpreter goes to who has waited longest, but to who asks next, and that would be this thread
+    again, before anybody else has woken up. So it sleeps.
+    """
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+
+    def rest(self) -> None:
+        """Sleep for a moment if the last rest was some time ago."""
+        if time.monotonic() - self._began > _TURN:
+            time.sleep(_PAUSE)
+            self._began = time.monotonic()
 
 
 class Unwanted(Exception):  # noqa: N818 - it is nobody's mistake
@@ -256,7 +279,8 @@ class Texts:
             complaints.mistake("a log could not be made")
             error = -errno.EIO
         kept = Kept(data)
-        # One by one, each with its own part of the text: there may be thousands.
+        # One by one, each with its own part of the text: there may be thousands, and all of them go on at once.
+        rests = Rests()
         for unique in list(making.reads):
             with self._guard:
                 read = making.reads.get(unique)
@@ -270,6 +294,7 @@ class Texts:
                 else:
                     answer = -errno.ENOMEM, b""
             self._answer(unique, *answer)
+            rests.rest()
         with self._guard:
             self._served.discard(uid)
             self._under_way.discard(making.source)

@@ -18,7 +18,7 @@ import functools
 import inspect
 import stat
 import time
-from typing import TYPE_CHECKING, Any, Final, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import pyfuse3
 from pyfuse3 import FUSEError
@@ -26,7 +26,7 @@ from pyfuse3 import FUSEError
 from binderfs_fuse import complaints
 from binderfs_fuse.fuse import inodes
 from binderfs_fuse.fuse.inodes import Directory, File, Inodes
-from binderfs_fuse.fuse.texts import Texts
+from binderfs_fuse.fuse.texts import Rests, Texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -35,10 +35,6 @@ if TYPE_CHECKING:
     from binderfs_fuse.fuse.inodes import Node, Owner, Text
     from binderfs_fuse.fuse.settings import Settings
     from binderfs_fuse.fuse.texts import Source
-
-# How long it takes to make a log until others have a turn, and how long that is at least, in seconds.
-_TURN: Final = 0.0003
-_PAUSE: Final = 0.0005
 
 
 class Devices(inodes.Devices, Protocol):
@@ -274,16 +270,14 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
     def take(self, text: Text, check: Callable[[int], None] | None = None) -> bytes:
         """Collect a text, with the engine locked for one piece at a time: what is long must not stop it for long.
 
-        `check` is called with the length after each piece, and may raise. Neither lock nor interpreter goes to who has
-        waited longest, but to who asks next, and that would be this again, before anybody else has woken up. So
-        between pieces it sleeps.
+        `check` is called with the length after each piece, and may raise.
         """
         self._plane.find_mappings()
         chunks: list[bytes] = []
         length = 0
         with self._engine.lock:
             source = text()
-        began = time.monotonic()
+        rests = Rests()
         while True:
             if check is not None:
                 check(length)
@@ -295,9 +289,7 @@ class Tree(pyfuse3.Operations):  # type: ignore[misc] # pyfuse3 is untyped to my
             encoded = chunk.encode(errors="surrogateescape")
             length += len(encoded)
             chunks.append(encoded)
-            if time.monotonic() - began > _TURN:
-                time.sleep(_PAUSE)
-                began = time.monotonic()
+            rests.rest()
 
     async def write(self, fh: pyfuse3.FileHandleT, off: int, buf: bytes) -> int:
         """Refuse with EINVAL, as where there is no write operation."""

@@ -16,7 +16,7 @@ from pyfuse3 import RENAME_EXCHANGE, RENAME_NOREPLACE, ROOT_INODE, EntryAttribut
 
 from binderfs_fuse import uapi
 from binderfs_fuse.engine.context import Context, Engine
-from binderfs_fuse.fuse import tree as tree_module
+from binderfs_fuse.fuse import texts
 from binderfs_fuse.fuse.inodes import FEATURES, MAJOR
 from binderfs_fuse.fuse.settings import Settings
 from binderfs_fuse.fuse.tree import Tree
@@ -612,7 +612,7 @@ def test_a_long_text_does_not_keep_the_engine_locked(mounted: Mounted, monkeypat
 
 def test_a_long_text_lets_others_have_a_turn(mounted: Mounted, monkeypatch: pytest.MonkeyPatch) -> None:
     """Between pieces that took long it sleeps: to let go of the lock is not enough for those who wait to wake up."""
-    monkeypatch.setattr(tree_module, "_TURN", 0)
+    monkeypatch.setattr(texts, "_TURN", 0)
     before = resource.getrusage(resource.RUSAGE_THREAD).ru_nvcsw
     mounted.tree.take(lambda: iter("x" * 50))
 
