@@ -41,6 +41,10 @@
  * Directories. Who looks something up in a directory, or reads it, holds a lock of the kernel's that others may need. So
  * such a request is not to wait for all else that its user asks for: a user has a turn of its own for each directory.
  *
+ * The kernel. What it sends by itself gives back what clients held, and follows from requests that were served: a RELEASE
+ * from an OPEN, a FORGET from a LOOKUP. So every second turn is the kernel's, however many users there are. Were it fewer,
+ * users who open and close would be refused for what they have closed.
+ *
  * Order. Other requests of one user, and those in one directory, stay in order. What the kernel sends by itself (RELEASE, FORGET, INTERRUPT) is a user of
  * its own: the kernel sends a RELEASE after the last answer of its file, and a FORGET after the answer to its RELEASE, so
  * neither can pass what it must follow. An INTERRUPT may name a request that was read ahead: a BINDER_WRITE_READ is then
@@ -136,6 +140,7 @@ struct ahead {
     size_t bytes;
     size_t count;
     unsigned served; /* since the kernel's queue was looked at */
+    bool served_user; /* the last turn was a user's, and not the kernel's */
     unsigned calm; /* so often in a row there was at most one request at hand */
     bool nonblocking;
 };
@@ -669,7 +674,13 @@ static ssize_t next_in_turn(struct lane *lane)
         struct pollfd ready = {channel->fuse_fd, POLLIN, 0};
         poll(&ready, 1, -1);
     }
+    struct user *kernel = find_user(ahead, KERNEL);
     struct user *user = ahead->first;
+    if (kernel && ahead->served_user)
+        user = kernel;
+    else if (user == kernel && user->next)
+        user = user->next;
+    ahead->served_user = user != kernel;
     struct request *request = choose(user);
     size_t length = request->length;
     /* Its user's next turn comes after those of all others. */

@@ -514,6 +514,11 @@ class Process:
         self.drop_tmp_ref()
         yield Outcome()
 
+    def forget(self) -> None:
+        """Let go of everything; for who takes it out of `engine.freed`. Takes as long as there are buffers left."""
+        if self.allocation is not None:
+            self.allocation.forget()
+
     def drop_tmp_ref(self) -> None:
         """A step no longer uses the process; a dead one that nobody uses is freed."""
         self.tmp_ref -= 1

@@ -365,6 +365,14 @@ class RangeAllocator:
         self.free_buffers = FreeTree()
         self.free_buffers.insert(self.first)
 
+    def forget(self) -> None:
+        """Let no buffer know of another one: nobody uses them any more, and without that they would never be freed."""
+        buffer: Buffer | None = self.first
+        while buffer is not None:
+            following = buffer.next
+            buffer.next = buffer.previous = buffer.left = buffer.right = buffer.parent = None
+            buffer = following
+
     def allocate(self, size: int, pid: int, *, is_async: bool, records: int = 0) -> Buffer | int:
         """Take `size` bytes (a multiple of 8, not 0) for the process `pid`; -ENOSPC when nothing fits, or no more.
 

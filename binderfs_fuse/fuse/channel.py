@@ -224,6 +224,7 @@ class Channel:
 
     def relay(self, lane: Lane) -> Answer | None:
         """Hand the request at hand to pyfuse3; return the answer if pyfuse3 has left."""
+        self._devices.collector.count()
         fields = lane.fields
         message: bytes | bytearray = lane.message[: fields.length]
         if fields.opcode == uapi.FUSE_INIT:

@@ -68,6 +68,7 @@ from binderfs_fuse.engine.effects import (
     conclude,
 )
 from binderfs_fuse.fuse.channel import plain
+from binderfs_fuse.fuse.garbage import Collector
 from binderfs_fuse.fuse.lane import Lane, Timer
 from binderfs_fuse.fuse.transfer import Transfer
 from binderfs_fuse.fuse.turns import Passage, Turns
@@ -344,6 +345,7 @@ class DevicePlane:
         self._channel = channel
         self._core = channel.core
         self._crew = channel.crew
+        self.collector = Collector(self._engine, self._crew.post)
         self.turns = Turns(self._crew.turn_worker.post, lambda: lib.channel_give_way(self._core, _NAPS))
         return {
             uapi.FUSE_IOCTL: self._ioctl,
@@ -456,16 +458,18 @@ class DevicePlane:
             lib.channel_backing_close(self._core, opened.backing_id)
         with self._lock:
             self._conclude(opened.process.release(), opened.identity.euid)
-            # The processes of those who talked to each other hold each other, until Python collects its garbage; their
-            # regions need not wait for that.
-            for process in self._engine.freed:
-                process.region = _NOWHERE
-            self._engine.freed.clear()
+            freed = self._engine.freed
+            self._engine.freed = []
             del self._by_process[opened.process]
             # A call that is still under way must not keep the region.
             opened.region = _NOWHERE
             woken, pollers = self._woken()
         self._resume_each(woken, pollers)
+        # Nobody else knows of them any more.
+        for process in freed:
+            process.region = _NOWHERE
+            process.forget()
+        self.collector.count()
 
     # Requests.
 

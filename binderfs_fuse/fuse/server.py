@@ -22,7 +22,7 @@ import trio
 
 from binderfs_fuse import __version__, complaints
 from binderfs_fuse.engine.context import Engine, Task
-from binderfs_fuse.fuse import mounting
+from binderfs_fuse.fuse import garbage, mounting
 from binderfs_fuse.fuse.channel import Channel
 from binderfs_fuse.fuse.control import Control, start_time
 from binderfs_fuse.fuse.device import DevicePlane
@@ -78,6 +78,7 @@ def serve(
         facts["filter"] = unconfined is None
         if unconfined is not None and settings.seccomp:
             _log.warning("there is no filter of system calls: %s", unconfined)
+        garbage.take_over()
         try:
             obey = functools.partial(_obey, supervisor, plane, tree) if supervisor is not None else trio.sleep_forever
             trio.run(_run, channel, connection, ready, obey)

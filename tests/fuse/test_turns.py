@@ -139,13 +139,17 @@ def test_an_interrupt_waits_behind_what_it_names(kernel: Kernel) -> None:
 
 
 def test_what_the_kernel_sends_by_itself_has_its_turn(kernel: Kernel) -> None:
-    """A RELEASE and a FORGET wait for no flood, and stay in order."""
-    for number in range(FLOOD):
-        kernel.ioctl(2 * number + 2, ATTACKER)
-    kernel.send(uapi.FUSE_RELEASE, 9000, body=bytes(24))
-    kernel.send(uapi.FUSE_FORGET, 9002, body=bytes(8))
+    """A RELEASE and a FORGET wait for no flood, and stay in order: every second turn is theirs, whoever else waits."""
+    for number in range(20):
+        for user in range(4):
+            kernel.ioctl(100 * user + 2 * number + 2, 1000 + user)
+    for number in range(4):
+        kernel.send(uapi.FUSE_RELEASE, 9000 + 4 * number, body=bytes(24))
+        kernel.send(uapi.FUSE_FORGET, 9002 + 4 * number, body=bytes(8))
+    order = [kernel.serve() for _ in range(16)]
 
-    assert [2, 9000, 4, 9002, 6] == [kernel.serve() for _ in range(5)]
+    assert [2, 102, 202, 302, 4, 104, 204, 304] == order[::2]
+    assert list(range(9000, 9016, 2)) == order[1::2]
 
 
 def test_the_newest_lookup_of_a_user_is_served_first(kernel: Kernel) -> None:
