@@ -86,24 +86,24 @@ def _tiles(allocation: RangeAllocator) -> Iterator[Buffer]:
     _same("end of the last buffer", allocation.size, offset)
 
 
+def _black_height(node: Buffer | None) -> int:
+    if node is None:
+        return 1
+    name = f"free tree at {node.offset:#x}"
+    for child in (node.left, node.right):
+        if child is not None:
+            _true(child.parent is node, f"{name}: a child does not know its parent")
+            _true(not (node.red and child.red), f"{name}: red under red")
+    left = _black_height(node.left)
+    _same(f"{name}: black height", left, _black_height(node.right))
+    return left + (not node.red)
+
+
 def _check_tree(tree: FreeTree) -> None:
     """Look at order, links and colours of the red-black tree."""
     root = tree.root
     _true(root is None or (root.parent is None and not root.red), "the free tree's root is red or has a parent")
-
-    def black_height(node: Buffer | None) -> int:
-        if node is None:
-            return 1
-        name = f"free tree at {node.offset:#x}"
-        for child in (node.left, node.right):
-            if child is not None:
-                _true(child.parent is node, f"{name}: a child does not know its parent")
-                _true(not (node.red and child.red), f"{name}: red under red")
-        left = black_height(node.left)
-        _same(f"{name}: black height", left, black_height(node.right))
-        return left + (not node.red)
-
-    black_height(root)
+    _black_height(root)
     sizes = [buffer.size for buffer in tree]
     _same("order of the free tree", sorted(sizes), sizes)
 

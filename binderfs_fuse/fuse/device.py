@@ -552,18 +552,17 @@ class DevicePlane:
         command = fields.command
         out_size = fields.out_size
         argument = lane.message[_ARGUMENT : _ARGUMENT + fields.in_size]
-
-        def serve() -> None:
-            error, out = -errno.EIO, b""
-            try:
-                error, out = handler(task, command, argument)
-            finally:
-                self._channel.answer(
-                    _result(unique, error, out[:out_size]) if out or not error else plain(unique, error)
-                )
-
-        self._crew.post(serve)
+        self._crew.post(self._serve_control, unique, handler, task, command, argument, out_size)
         return None
+
+    def _serve_control(
+        self, unique: int, handler: ControlHandler, task: Task, command: int, argument: bytes, out_size: int
+    ) -> None:
+        error, out = -errno.EIO, b""
+        try:
+            error, out = handler(task, command, argument)
+        finally:
+            self._channel.answer(_result(unique, error, out[:out_size]) if out or not error else plain(unique, error))
 
     def _poll(self, lane: Lane) -> Answer | None:
         fields = lane.fields
