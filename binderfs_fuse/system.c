@@ -30,7 +30,8 @@
  *                   user changed lately. Where there is one user, there is nothing to be fair about.
  *     reading       O_NONBLOCK is set on /dev/fuse while the mount is crowded, and at no other time. Only read() heeds it.
  *     the end       After CALM_READS times with at most one request at hand, `crowded` is cleared. They are many: each time
- *                   that a crowd is found anew, its first requests have not been fair.
+ *                   that a crowd is found anew, its first requests have not been fair. Where nothing but LOOKUPs made it
+ *                   crowded (see below), it is cleared after CALM_LOOKUPS other requests: reading ahead costs system calls.
  *
  * Lookups. Each open of a device has an inode of its own, so of N processes that open at once each finds that the answer
  * under way names another one's file, and asks again. In the order of their coming that makes some N * N of them, 25 s for
@@ -99,6 +100,7 @@
 #define CROWDED_TICKS 2
 #define MIXED_TICKS 64 /* the user has changed lately: within so many ticks */
 #define CALM_READS 2048
+#define CALM_LOOKUPS 32
 #define LOOKUP_TURNS 8 /* so often is it the turn of a user's oldest LOOKUP */
 #define SERVED_PER_READ 4 /* requests served before the kernel's queue is looked at again */
 #define READS_AT_ONCE 256 /* a client whose requests are refused makes new ones at once, without end */
@@ -142,6 +144,7 @@ struct ahead {
     unsigned served; /* since the kernel's queue was looked at */
     bool served_user; /* the last turn was a user's, and not the kernel's */
     unsigned calm; /* so often in a row there was at most one request at hand */
+    unsigned others; /* requests served since the last LOOKUP */
     bool nonblocking;
 };
 
@@ -160,6 +163,7 @@ struct channel {
     uint32_t last_user;      /* the leader's: of the last request */
     _Atomic uint32_t mixed;  /* how often the user changed */
     _Atomic bool crowded;    /* read ahead */
+    _Atomic bool flooded;    /* and not for LOOKUPs alone */
     _Atomic size_t waiting;  /* requests read ahead, as of the last look */
     struct ahead ahead;      /* whose READING bit is set */
 };
@@ -661,8 +665,12 @@ static ssize_t next_in_turn(struct lane *lane)
                 return found;
             ahead->calm = ahead->count > 1 ? 0 : ahead->calm + 1;
         }
-        if (ahead->count <= 1 && (ahead->calm >= CALM_READS || !ahead->nonblocking)) {
+        bool calm = atomic_load_explicit(&channel->flooded, memory_order_relaxed) ? ahead->calm >= CALM_READS
+                                                                                  : ahead->others >= CALM_LOOKUPS;
+        if (ahead->count <= 1 && (calm || !ahead->nonblocking)) {
             ahead->calm = 0;
+            ahead->others = 0;
+            atomic_store_explicit(&channel->flooded, false, memory_order_relaxed);
             if (ahead->nonblocking)
                 set_nonblocking(channel, false);
             atomic_store(&channel->crowded, ahead->nonblocking);
@@ -688,6 +696,7 @@ static ssize_t next_in_turn(struct lane *lane)
     append_user(ahead, user);
     take_out(ahead, request);
     ahead->served++;
+    ahead->others = request->opcode == FUSE_LOOKUP ? 0 : ahead->others + 1;
     memcpy(lane->message, request->message, length);
     free(request);
     return (ssize_t)length;
@@ -709,7 +718,7 @@ static int begin(struct lane *lane, size_t length)
     wake_watcher(channel);
     int opcode = dissect(lane, length);
     if (opcode == FUSE_LOOKUP && has_requests(channel))
-        channel_crowd(channel);
+        atomic_store(&channel->crowded, true);
     if (lane->record.uid != channel->last_user) {
         channel->last_user = lane->record.uid;
         atomic_fetch_add_explicit(&channel->mixed, 1, memory_order_relaxed);
@@ -747,6 +756,7 @@ int lane_receive(struct lane *lane)
 
 void channel_crowd(struct channel *channel)
 {
+    atomic_store_explicit(&channel->flooded, true, memory_order_relaxed);
     atomic_store(&channel->crowded, true);
 }
 

@@ -211,7 +211,7 @@ class Outcome:
 
     The others are the engine's, to take back what cannot be stored: `delivered` are the items of work in `data`, each
     as (where it ends there, item, the list it came from); `stored` is how many bytes of the read were stored before
-    these; `spawned` says that it said BR_SPAWN_LOOPER, and `waited` that it had to wait.
+    these.
     """
 
     __slots__ = (
@@ -223,9 +223,7 @@ class Outcome:
         "delivered",
         "error",
         "files",
-        "spawned",
         "stored",
-        "waited",
     )
 
     files: Sequence[tuple[File, Region, int]]
@@ -243,8 +241,6 @@ class Outcome:
         self.buffers = ()
         self.delivered = _NOTHING
         self.stored = 0
-        self.spawned = False
-        self.waited = False
 
 
 Effect: TypeAlias = (

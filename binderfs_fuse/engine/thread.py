@@ -142,6 +142,7 @@ class Thread:
         "reply_error",
         "return_error",
         "scheduling",
+        "spawned",
         "tid",
         "todo",
         "transaction_stack",
@@ -149,6 +150,7 @@ class Thread:
         "undoing",
         "unread",
         "wait",
+        "waited",
     )
 
     process: Process
@@ -180,6 +182,9 @@ class Thread:
         # (id, command, parameter) as BINDER_GET_EXTENDED_ERROR gives them.
         self.extended_error: tuple[int, int, int] = (0, BR_OK, 0)
         self.wait = Wait()
+        # Whether its last read said BR_SPAWN_LOOPER, and had to wait.
+        self.spawned = False
+        self.waited = False
         # How many more elements it touches before it gives a turn, and what is left of the release of a buffer.
         self.left = 0
         self.releasing: Turns | None = None
@@ -206,17 +211,8 @@ class Thread:
             self.process.engine.poll_ready[self.process] = None
         self.process_todo = True
 
-    def is_full(self) -> bool:
-        """Whether it has so much to read that it may not send more."""
-        if self.todo.count >= self.process.engine.limits.unread:
-            return True
-        if (self.unread + 1) % UNREAD:
-            return False
-        account = self.process.account
-        return account.objects >= account.object_lease and not account.has_objects(1)
-
     def count_unread(self) -> None:
-        """Count a TransactionComplete that it is to read."""
+        """Count a TransactionComplete that it has to read again."""
         self.unread += 1
         if not self.unread % UNREAD:
             self.process.account.objects += 1
@@ -358,7 +354,7 @@ class Thread:
             if error:
                 data = b""
             else:
-                spawned = outcome.spawned = self._wants_looper()
+                spawned = self.spawned = self._wants_looper()
                 if spawned and not read_consumed and not outcome.stored:
                     data[0:4] = _SPAWN_LOOPER
                 elif spawned:
@@ -405,6 +401,7 @@ class Thread:
         self.left = process.engine.chunk
         delivered: list[tuple[int, Work, WorkList]] = []
         outcome.delivered = delivered
+        self.waited = False
         while True:
             for_process = self.transaction_stack is None and self.todo.first is None
             self.looper |= WAITING
@@ -424,7 +421,7 @@ class Thread:
                 ):
                     if for_process:
                         process.waiting_threads[self] = None
-                    outcome.waited = wait.parked = True
+                    self.waited = wait.parked = True
                     error = yield wait
                     wait.parked = False
                     if for_process:
@@ -456,7 +453,11 @@ class Thread:
                     if work.deliver(self, out):
                         delivered.append((len(out), work, queue))
                         return 0
-                    delivered.append((len(out), work, queue))
+                    if delivered:
+                        delivered.append((len(out), work, queue))
+                    else:
+                        # A list that is made with its item has no room to spare, as one has that grows.
+                        delivered = outcome.delivered = [(len(out), work, queue)]
                     self.left -= 1
                     if self.left <= 0:
                         self.left = process.engine.chunk
@@ -621,11 +622,11 @@ class Thread:
         process.tmp_ref += 1
         fields = list(_unpack_write_read(outcome.argument))
         fields[4] = (fields[4] - outcome.stored - len(outcome.data)) & U64
-        if outcome.spawned:
+        if self.spawned:
             process.count_return(BR_SPAWN_LOOPER, -1)
             process.requested_threads = 0
         # Or the driver would have met the fault with its BR_NOOP, before it looked for work.
-        faulty = bool(fields[4] or outcome.stored or outcome.waited or copied >= len(_NOOP))
+        faulty = bool(fields[4] or outcome.stored or self.waited or copied >= len(_NOOP))
         yield from self._take_back_rest(outcome.delivered, outcome.data, copied, faulty=faulty)
         self.files_handed_over = False
         if process.todo.first is not None:

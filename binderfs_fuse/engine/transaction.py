@@ -37,6 +37,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from binderfs_fuse.engine import stats
 from binderfs_fuse.engine.effects import CopyIn, CopyToBuffer, FindMapping, GetSecurityContext, Pace, Populate, SetNice
+from binderfs_fuse.engine.limits import UNREAD
 from binderfs_fuse.engine.objects import Translation, release_objects, translate_objects
 from binderfs_fuse.engine.priority import scheduling_of_call
 from binderfs_fuse.engine.range_alloc import PAGE_SHIFT, Buffer
@@ -349,9 +350,15 @@ def transact(
             entry.to_thread = target_thread.tid
         entry.to_process = target_process.pid
 
-        if thread.is_full():
+        unread = thread.unread + 1
+        if thread.todo.count >= engine.limits.unread:
             raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3346)
-        thread.count_unread()
+        if not unread % UNREAD:
+            account = thread.process.account
+            if account.objects >= account.object_lease and not account.has_objects(1):
+                raise TransactionError(BR_FAILED_REPLY, -ENOMEM, 3346)
+            account.objects += 1
+        thread.unread = unread
         complete = TransactionComplete(BR_TRANSACTION_COMPLETE)
         engine.stats.created[stats.TRANSACTION_COMPLETE] += 1
 

@@ -173,7 +173,7 @@ def test_who_holds_a_directory_does_not_wait_for_the_own_flood(kernel: Kernel) -
 
 
 def test_lookups_that_queue_up_make_a_mount_crowded() -> None:
-    """Where more requests follow a LOOKUP, they are read ahead, so that the newest LOOKUP can be chosen."""
+    """Where more requests follow a LOOKUP, they are read ahead to choose the newest one, and soon no more."""
     kernel = Kernel()
     try:
         kernel.send(uapi.FUSE_LOOKUP, 2, ATTACKER, body=b"binder\0")
@@ -182,6 +182,10 @@ def test_lookups_that_queue_up_make_a_mount_crowded() -> None:
             kernel.send(uapi.FUSE_LOOKUP, 2 * number, ATTACKER, body=b"binder\0")
 
         assert [4, 8, 6] == [kernel.serve() for _ in range(3)]
+        for number in range(50):
+            kernel.ioctl(100 + 2 * number, ATTACKER)
+            assert 100 + 2 * number == kernel.serve()
+        assert not kernel.is_nonblocking()
     finally:
         kernel.close()
 
