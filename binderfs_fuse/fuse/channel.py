@@ -147,6 +147,8 @@ class Channel:
         self._pump_thread = threading.Thread(target=self._pump, name="binder-pump", daemon=True)
         # The flags that INIT offered, in two halves, until that is answered.
         self._offered: tuple[int, int] | None = None
+        # Set once INIT has been answered, and it is known which kind of region there is.
+        self._settled = threading.Event()
         self._files = files
         self._reads = files.texts
         self._reads.attach(self.crew.post, self._answer_read)
@@ -246,7 +248,13 @@ class Channel:
 
     # What every open needs.
 
+    def _await_init(self) -> None:
+        """Wait until INIT is settled: the kernel sends more as soon as it has the answer."""
+        if not self._settled.is_set():
+            self._settled.wait()
+
     def _look_up(self, lane: Lane) -> Answer:
+        self._await_init()
         fields = lane.fields
         name = lane.message[_IN_SIZE : fields.length]
         try:
@@ -266,6 +274,7 @@ class Channel:
             offset += uapi.fuse_forget_one.size
 
     def _get_attributes(self, lane: Lane) -> Answer:
+        self._await_init()
         unique = lane.fields.unique
         try:
             return plain(unique, 0, self._files.attributes(_inode(lane)))
@@ -273,6 +282,7 @@ class Channel:
             return plain(unique, -(error.errno or errno.EIO))
 
     def _open(self, lane: Lane) -> Answer:
+        self._await_init()
         # Should this take long, it is not the fault of the last call's client.
         lane.serving = None
         fields = lane.fields
@@ -335,8 +345,11 @@ class Channel:
             # A notification, which may wait for the answer to a request that is yet to be carried.
             self.crew.post(self._write, bytes(message))
         elif self._offered is not None:
-            self._carry_init(message, *self._offered)
-            self._offered = None
+            try:
+                self._carry_init(message, *self._offered)
+            finally:
+                self._offered = None
+                self._settled.set()
         else:
             self._write(message)
 

@@ -83,6 +83,22 @@ def test_the_kind_of_region_follows_the_kernel(serve: Serve) -> None:
     assert served.plane.kind is Kind.PASSTHROUGH
 
 
+def test_what_comes_before_the_kind_of_region_is_known_waits(served: Served) -> None:
+    """The kernel looks things up as soon as INIT is answered; what can be passed through is tried only then."""
+    channel = served.channel
+    served.run("version", "1")
+    until(lambda: not served.engine.processes)
+    channel._settled.clear()
+    leader = channel.crew.leader
+    assert leader is not None
+    before = leader.fields.unique
+    with subprocess.Popen(["stat", served.mountpoint / "binder"], stdout=subprocess.DEVNULL) as asker:
+        until(lambda: leader.fields.unique != before and leader.fields.opcode == uapi.FUSE_LOOKUP)
+        assert asker.poll() is None
+        channel._settled.set()
+        assert 0 == asker.wait(20)
+
+
 def test_a_page_cache_can_be_asked_for(serve: Serve) -> None:
     """The user's wish for the page cache is heeded though the kernel could do better."""
     served = serve(region="pagecache")
