@@ -5,7 +5,8 @@ Theory of operation
 Three bystanders of one user measure how long things take: a client that calls every 0.3 ms, a process that opens a
 device every 3 ms, and, as a control, a process that asks another one over a pipe. They run alone, then beside four
 processes that only compute, then beside each flood of another user. A busy machine makes everybody slower, so a flood
-is held against the four computing processes of the same run, and not against an idle machine.
+is held against the four computing processes of the same run, and not against an idle machine. The control is not held
+against anything: it never comes near the mount, and shows what any crowd of processes that sleep and wake up does.
 """
 
 from __future__ import annotations
@@ -27,7 +28,8 @@ from benchmarks.systems import MOUNT_COMMAND
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BYSTANDERS: Final = ("caller", "opener", "piper")
+CONTROL: Final = "piper"
+BYSTANDERS: Final = ("caller", "opener", CONTROL)
 COMPUTING: Final = "compute=4"
 FLOODS: Final = (
     "deaths=4096",
@@ -183,7 +185,7 @@ def main() -> int:
     base = results.get(COMPUTING, {})
     for flood, figures in results.items():
         for name, found in figures.items():
-            if flood and name in base and found["p99_us"] > LIMIT * base[name]["p99_us"]:
+            if flood and name in base and name != CONTROL and found["p99_us"] > LIMIT * base[name]["p99_us"]:
                 print(f"bystanders: {name} beside {flood} is above {LIMIT:g} times", file=sys.stderr)
                 status = 1
     return status
