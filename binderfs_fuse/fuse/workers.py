@@ -68,6 +68,12 @@ class Pool:
             self._threads += 1
         self._start(self._work)
 
+    @property
+    def aside(self) -> int:
+        """How many jobs are set aside."""
+        with self._changed:
+            return sum(map(len, self._aside.values())) + sum(map(len, self._users_aside.values()))
+
     def stop(self) -> None:
         """Let the threads end when there are no more jobs."""
         with self._changed:
