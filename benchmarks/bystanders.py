@@ -111,7 +111,23 @@ class Crowd:
 
 
 @contextlib.contextmanager
-def _started(mount: Mount, device: str, uid: int, *action: str) -> Iterator[Crowd]:
+def mounted(command: Path) -> Iterator[Mount]:
+    """Mount in a folder of its own, and unmount in the end."""
+    with tempfile.TemporaryDirectory(prefix="bench-crowd-") as name:
+        folder = Path(name)
+        folder.chmod(0o755)
+        place = folder / "mount"
+        place.mkdir()
+        mount = Mount(place, command)
+        try:
+            yield mount
+        finally:
+            mount.end()
+
+
+@contextlib.contextmanager
+def started(mount: Mount, device: str, uid: int, *action: str) -> Iterator[Crowd]:
+    """Run a crowd.c, and kill it in the end."""
     crowd = Crowd(mount, device, uid, *action)
     try:
         yield crowd
@@ -122,21 +138,16 @@ def _started(mount: Mount, device: str, uid: int, *action: str) -> Iterator[Crow
 def measure(command: Path, flood: str, seconds: float) -> dict[str, Figures]:
     """Run the bystanders beside a flood, "NAME=ARGUMENT,...", or beside nothing (""), on a mount of their own."""
     with contextlib.ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="bench-crowd-")))
-        folder.chmod(0o755)
-        place = folder / "mount"
-        place.mkdir()
-        mount = Mount(place, command)
-        stack.callback(mount.end)
+        mount = stack.enter_context(mounted(command))
         bystanders = []
         for name in BYSTANDERS:
-            crowd = stack.enter_context(_started(mount, "hwbinder", _BYSTANDER, name, str(seconds)))
+            crowd = stack.enter_context(started(mount, "hwbinder", _BYSTANDER, name, str(seconds)))
             if crowd.line() != "ready":
                 raise RuntimeError(f"the bystander {name} did not start")
             bystanders.append(crowd)
         if flood:
             action, _, arguments = flood.partition("=")
-            attacker = stack.enter_context(_started(mount, "binder", _ATTACKER, action, *arguments.split(",")))
+            attacker = stack.enter_context(started(mount, "binder", _ATTACKER, action, *arguments.split(",")))
             if attacker.line() != "ready":
                 raise RuntimeError(f"the flood {flood} did not start")
         for crowd in bystanders:

@@ -14,12 +14,11 @@ import json
 import os
 import subprocess
 import sys
-import tempfile
 import time
 from pathlib import Path
 from typing import Final
 
-from benchmarks.bystanders import Crowd, Mount
+from benchmarks.bystanders import mounted, started
 from benchmarks.systems import MOUNT_COMMAND
 
 _CLIENT: Final = 3001
@@ -29,25 +28,13 @@ _SETTLING_SECONDS: Final = 0.5
 
 def measure(command: Path, clients: int) -> tuple[float, float]:
     """Kill a server with so many clients waiting; return after how many ms the first and the last of them knew."""
-    with tempfile.TemporaryDirectory(prefix="bench-ending-") as name:
-        folder = Path(name)
-        folder.chmod(0o755)
-        place = folder / "mount"
-        place.mkdir()
-        mount = Mount(place, command)
-        try:
-            crowd = Crowd(mount, "binder", _CLIENT, "waiters", str(clients))
-            try:
-                if crowd.line() != "ready":
-                    raise RuntimeError("the clients did not start")
-                time.sleep(_SETTLING_SECONDS)
-                killed = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
-                mount.process.kill()
-                found = json.loads(crowd.line())
-            finally:
-                crowd.end()
-        finally:
-            mount.end()
+    with mounted(command) as mount, started(mount, "binder", _CLIENT, "waiters", str(clients)) as crowd:
+        if crowd.line() != "ready":
+            raise RuntimeError("the clients did not start")
+        time.sleep(_SETTLING_SECONDS)
+        killed = time.clock_gettime_ns(time.CLOCK_MONOTONIC)
+        mount.process.kill()
+        found = json.loads(crowd.line())
     return (found["first_ns"] - killed) / 1e6, (found["last_ns"] - killed) / 1e6
 
 

@@ -30,6 +30,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import os
 import socket
@@ -154,11 +155,11 @@ class Channel:
         self._reads.attach(self.crew.post, self._answer_read)
         self._handlers.update(
             {
-                uapi.FUSE_LOOKUP: self._look_up,
+                uapi.FUSE_LOOKUP: functools.partial(self._answer_with, self._look_up),
                 uapi.FUSE_FORGET: self._forget,
                 uapi.FUSE_BATCH_FORGET: self._forget_batch,
-                uapi.FUSE_GETATTR: self._get_attributes,
-                uapi.FUSE_OPEN: self._open,
+                uapi.FUSE_GETATTR: functools.partial(self._answer_with, self._get_attributes),
+                uapi.FUSE_OPEN: functools.partial(self._answer_with, self._open),
                 uapi.FUSE_RELEASE: self._release,
             }
         )
@@ -248,19 +249,22 @@ class Channel:
 
     # What every open needs.
 
-    def _await_init(self) -> None:
-        """Wait until INIT is settled: the kernel sends more as soon as it has the answer."""
-        if not self._settled.is_set():
-            self._settled.wait()
+    def _answer_with(self, serve: Callable[[Lane], bytes], lane: Lane) -> Answer:
+        """Answer the request at hand with what `serve` returns, or the number of the `OSError` that it raises.
 
-    def _look_up(self, lane: Lane) -> Answer:
-        self._await_init()
-        fields = lane.fields
-        name = lane.message[_IN_SIZE : fields.length]
+        Not before INIT is settled: the kernel sends more as soon as it has the answer.
+        """
+        self._settled.wait()
+        unique = lane.fields.unique
         try:
-            return plain(fields.unique, 0, self._files.look_up(_inode(lane), name.partition(b"\0")[0], fields.uid))
+            return plain(unique, 0, serve(lane))
         except OSError as error:
-            return plain(fields.unique, -(error.errno or errno.EIO))
+            return plain(unique, -(error.errno or errno.EIO))
+
+    def _look_up(self, lane: Lane) -> bytes:
+        fields = lane.fields
+        name = lane.message[_IN_SIZE : fields.length].partition(b"\0")[0]
+        return self._files.look_up(_inode(lane), name, fields.uid)
 
     def _forget(self, lane: Lane) -> None:
         self._files.forget(_inode(lane), uapi.fuse_forget_in.unpack_from(lane.message, _IN_SIZE)[0])
@@ -273,32 +277,23 @@ class Channel:
             self._files.forget(inode, lookups)
             offset += uapi.fuse_forget_one.size
 
-    def _get_attributes(self, lane: Lane) -> Answer:
-        self._await_init()
-        unique = lane.fields.unique
-        try:
-            return plain(unique, 0, self._files.attributes(_inode(lane)))
-        except OSError as error:
-            return plain(unique, -(error.errno or errno.EIO))
+    def _get_attributes(self, lane: Lane) -> bytes:
+        return self._files.attributes(_inode(lane))
 
-    def _open(self, lane: Lane) -> Answer:
-        self._await_init()
+    def _open(self, lane: Lane) -> bytes:
         # Should this take long, it is not the fault of the last call's client.
         lane.serving = None
         fields = lane.fields
-        unique = fields.unique
         flags, _ = uapi.fuse_open_in.unpack_from(lane.message, _IN_SIZE)
-        try:
-            handle, answer_flags = self._files.open(_inode(lane), flags, fields.tid, fields.uid)
-        except OSError as error:
-            return plain(unique, -(error.errno or errno.EIO))
+        handle, answer_flags = self._files.open(_inode(lane), flags, fields.tid, fields.uid)
         backing_id = 0
         opened = self._devices.opens.get(handle)
         if opened is not None:
             backing_id = self._open_region(opened)
             if backing_id:
                 answer_flags = uapi.FOPEN_PASSTHROUGH | uapi.FOPEN_DIRECT_IO
-        return plain(unique, 0, uapi.fuse_open_out.pack(handle, answer_flags, backing_id))
+        packed: bytes = uapi.fuse_open_out.pack(handle, answer_flags, backing_id)
+        return packed
 
     def _open_region(self, opened: Open) -> int:
         """Say how the region of an open comes into its client: the id of a backing file, or 0 for the page cache."""

@@ -416,12 +416,6 @@ class DevicePlane:
         """
         self._controls[handle] = handler
 
-    def flush(self, handle: int) -> None:
-        """A descriptor of this open, if it is one of a device, was closed; never waits."""
-        opened = self.opens.get(handle)
-        if opened is not None:
-            self._crew.post_end(opened.identity.euid, self._flush, opened)
-
     def release(self, handle: int) -> None:
         """The kernel has let go of this open, of a device or of binder-control; never waits."""
         if self._controls.pop(handle, None) is None:
@@ -608,8 +602,9 @@ class DevicePlane:
         A client that passes its device on has us hold a descriptor of it for a while. The driver holds none, so that
         our close of it is to wake nobody.
         """
-        if not files.is_keeper(lane.fields.tid):
-            self.flush(uapi.fuse_flush_in.unpack_from(lane.message, _BODY)[0])
+        opened = self.opens.get(uapi.fuse_flush_in.unpack_from(lane.message, _BODY)[0])
+        if opened is not None and not files.is_keeper(lane.fields.tid):
+            self._crew.post_end(opened.identity.euid, self._flush, opened)
         return plain(lane.fields.unique, 0)
 
     def _interrupt(self, lane: Lane) -> Answer | None:

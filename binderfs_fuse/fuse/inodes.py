@@ -560,59 +560,58 @@ class Inodes:
         with self.guard:
             node = self.node(inode)
             handle = next(self._handles)
-            if isinstance(node, Device):
-                passing = cast("Passing", self._inodes[inode])
-                refusal = self._reserve_open(node, passing)
-            else:
-                answer_flags = self._open_file(node, handle, flags, uid)
-        if not isinstance(node, Device):
-            if isinstance(node, File):
-                self.texts.open(handle, node, uid)
-            return handle, answer_flags
-        if refusal is not None:
-            if refusal:
-                complaints.say(uid, refusal)
-            _refuse(errno.EBUSY)
-        try:
-            opened = self._plane.open(handle, inode, node.context, tid, uid, flags)
-        except BaseException:
-            with self.guard:
-                self._give_up_open(node, passing)
-            raise
-        with self.guard:
-            self._enter_open(handle, node, opened, passing)
-        return handle, uapi.FOPEN_NONSEEKABLE
+        if isinstance(node, Device):
+            self._open_device(node, inode, handle, flags, tid, uid)
+            return handle, uapi.FOPEN_NONSEEKABLE
+        return handle, self._open_file(node, handle, flags, uid)
 
     def _open_file(self, node: Node, handle: int, flags: int, uid: int) -> int:
-        if isinstance(node, File) and flags & os.O_ACCMODE != os.O_RDONLY:
-            self.want_write()
-        self._files.take(uid)
-        if isinstance(node, File):
-            if flags & os.O_TRUNC:
-                node.size = 0
-            self._open[handle] = LogOpen(uid)
-            return uapi.FOPEN_DIRECT_IO | uapi.FOPEN_NOFLUSH
-        self._open[handle] = opened = ControlOpen(self, uid)
-        self._plane.register_control(handle, opened.ioctl)
-        return uapi.FOPEN_DIRECT_IO | uapi.FOPEN_NONSEEKABLE | uapi.FOPEN_NOFLUSH
+        is_log = isinstance(node, File)
+        with self.guard:
+            if is_log and flags & os.O_ACCMODE != os.O_RDONLY:
+                self.want_write()
+            self._files.take(uid)
+            if is_log:
+                if flags & os.O_TRUNC:
+                    node.size = 0
+                self._open[handle] = LogOpen(uid)
+            else:
+                self._open[handle] = opened = ControlOpen(self, uid)
+                self._plane.register_control(handle, opened.ioctl)
+                return uapi.FOPEN_DIRECT_IO | uapi.FOPEN_NONSEEKABLE | uapi.FOPEN_NOFLUSH
+        self.texts.open(handle, cast("File", node), uid)
+        return uapi.FOPEN_DIRECT_IO | uapi.FOPEN_NOFLUSH
 
-    def _reserve_open(self, device: Device, passing: Passing) -> str | None:
-        """Keep an inode of a device for one open; return what is to be logged where it cannot be, empty if it was."""
-        if not device.nlink and not device.opens:
-            _refuse(errno.ESTALE)
-        if not passing.is_open:
-            passing.is_open = True
-            device.opens += 1
-            return None
-        # Nobody looked the name up: it is a bind mount of the device alone, or /proc/PID/fd. What two opens of one
-        # inode map is the same pages, and neither is to see the other's.
-        if passing.refused:
-            return ""
-        passing.refused = True
-        return (
-            f"{device.context.name} was opened once more by a way that is good for one open at a time, such as a bind"
-            " mount of it alone: EBUSY; bind its directory"
-        )
+    def _open_device(self, device: Device, inode: int, handle: int, flags: int, tid: int, uid: int) -> None:
+        with self.guard:
+            if not device.nlink and not device.opens:
+                _refuse(errno.ESTALE)
+            passing = cast("Passing", self._inodes[inode])
+            # Nobody looked the name up: it is a bind mount of the device alone, or /proc/PID/fd. What two opens of one
+            # inode map is the same pages, and neither is to see the other's.
+            is_busy = passing.is_open
+            is_news = is_busy and not passing.refused
+            if is_busy:
+                passing.refused = True
+            else:
+                passing.is_open = True
+                device.opens += 1
+        if is_news:
+            complaints.say(
+                uid,
+                f"{device.context.name} was opened once more by a way that is good for one open at a time, such as"
+                " a bind mount of it alone: EBUSY; bind its directory",
+            )
+        if is_busy:
+            _refuse(errno.EBUSY)
+        try:
+            opened = self._plane.open(handle, inode, device.context, tid, uid, flags)
+        except BaseException:
+            with self.guard:
+                self._give_up_open(device, passing)
+            raise
+        with self.guard:
+            self._enter_open(handle, device, opened, passing)
 
     def _give_up_open(self, device: Device, passing: Passing) -> None:
         passing.is_open = False

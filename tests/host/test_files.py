@@ -1243,6 +1243,7 @@ class Held:
 
     def __init__(self, installer: FileInstaller, parked: Parked, handle: int, user: int) -> None:
         """Begin it."""
+        self.tid = parked.tid
         self.begun = threading.Event()
         self.let_go = threading.Event()
         self.outcome: SimpleQueue[list[int] | int] = SimpleQueue()
@@ -1294,73 +1295,65 @@ def test_who_holds_tracers_waits_behind_others(
     _join("binderfs tracer")
 
 
-def test_many_users_leave_a_tracer_to_the_next(device: ParkingDevice, start: Callable[..., Client]) -> None:
-    """However many transfers some users hold up, the next user's goes through; and theirs do in the end."""
-    installer = FileInstaller(tracers=6, per_handle=6, reserve=2)
-    users = [1, 1, 1, 2, 2, 2, 3, 3, 4, 4]
-    for _ in range(len(users) + 1):
+def _hold(
+    installer: FileInstaller, device: ParkingDevice, start: Callable[..., Client], users: list[int]
+) -> list[Held]:
+    """Begin a transfer to a new client of each of these users, over an open of its own."""
+    for _ in users:
         start()
-    parked = [device.parked.get() for _ in range(len(users) + 1)]
-    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
-    begun = [0, 1, 3, 6, 8]
-    for index in begun:
-        assert held[index].begun.wait(PATIENCE)
-    passing = Held(installer, parked[-1], len(users), 5)
-    passing.let_go.set()
+    parked = [device.parked.get() for _ in users]
+    return [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
 
-    assert isinstance(passing.outcome.get(timeout=PATIENCE), list)
-    assert begun == [index for index, one in enumerate(held) if one.begun.is_set()]
+
+def _let_go(installer: FileInstaller, held: list[Held]) -> None:
+    """Let all transfers go through, and end the installer."""
     for one in held:
         one.let_go.set()
     for one in held:
         assert isinstance(one.outcome.get(timeout=PATIENCE), list)
     installer.close()
     _join("binderfs tracer")
+
+
+def test_many_users_leave_a_tracer_to_the_next(device: ParkingDevice, start: Callable[..., Client]) -> None:
+    """However many transfers some users hold up, the next user's goes through; and theirs do in the end."""
+    installer = FileInstaller(tracers=6, per_handle=6, reserve=2)
+    *held, passing = _hold(installer, device, start, [1, 1, 1, 2, 2, 2, 3, 3, 4, 4, 5])
+    begun = [0, 1, 3, 6, 8]
+    for index in begun:
+        assert held[index].begun.wait(PATIENCE)
+    passing.let_go.set()
+
+    assert isinstance(passing.outcome.get(timeout=PATIENCE), list)
+    assert begun == [index for index, one in enumerate(held) if one.begun.is_set()]
+    _let_go(installer, held)
 
 
 def test_one_end_can_let_two_transfers_go_on(device: ParkingDevice, start: Callable[..., Client]) -> None:
     """Where two users have as many as are free, and one of them has one less, both run another."""
     installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
-    users = [1, 1, 2, 2, 2, 1]
-    for _ in users:
-        start()
-    parked = [device.parked.get() for _ in users]
-    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    held = _hold(installer, device, start, [1, 1, 2, 2, 2, 1])
     held[0].let_go.set()
 
     for one in held:
         assert one.begun.wait(PATIENCE)
-    for one in held:
-        one.let_go.set()
-    for one in held:
-        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
-    installer.close()
-    _join("binderfs tracer")
+    _let_go(installer, held)
 
 
 def test_where_no_thread_can_be_started_a_transfer_waits(device: ParkingDevice, start: Callable[..., Client]) -> None:
     """Where the machine has no thread for a transfer that may run now, it runs when another has ended."""
     installer = FileInstaller(tracers=6, per_handle=6, reserve=0)
-    users = [1, 1, 2, 2, 2, 1]
-    for _ in users:
-        start()
-    parked = [device.parked.get() for _ in users]
-    held = [Held(installer, parked[index], index, user) for index, user in enumerate(users)]
+    held = _hold(installer, device, start, [1, 1, 2, 2, 2, 1])
     before = threading.stack_size(1 << 46)
     try:
         held[0].let_go.set()
         assert held[4].begun.wait(PATIENCE)
         assert 1 == sum(map(len, installer._tracers._waiting.values()))
         with pytest.raises(RuntimeError, match="start new thread"):
-            installer.install(parked[0].tid, [], reply=bool, patch=nothing, failed=nothing, user=3)
+            installer.install(held[0].tid, [], reply=bool, patch=nothing, failed=nothing, user=3)
     finally:
         threading.stack_size(before)
-    for one in held:
-        one.let_go.set()
-    for one in held:
-        assert isinstance(one.outcome.get(timeout=PATIENCE), list)
-    installer.close()
-    _join("binderfs tracer")
+    _let_go(installer, held)
 
 
 def test_a_transfer_that_waits_can_be_withdrawn(device: ParkingDevice, start: Callable[..., Client]) -> None:
